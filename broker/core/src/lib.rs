@@ -1,0 +1,1 @@
+//! Millstream's decisions: state machines without IO, clock or threads

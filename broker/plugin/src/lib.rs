@@ -1,0 +1,1 @@
+//! Runs Millstream plugins: sandboxed, metered, replaceable

@@ -1,0 +1,1 @@
+//! The Millstream broker: listener, sessions, actors

@@ -1,0 +1,1 @@
+//! Millstream's ordered key-value seam and the redb engine behind it

@@ -1,0 +1,1 @@
+//! Compiles Millstream plugins for wasm32-wasip2

@@ -1,0 +1,1 @@
+//! The Millstream client: producers, consumers, administration

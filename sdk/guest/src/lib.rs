@@ -1,0 +1,1 @@
+//! What a Millstream plugin is written with

@@ -1,0 +1,1 @@
+//! Millstream's wire and batch formats: pure bytes and types

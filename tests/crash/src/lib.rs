@@ -1,0 +1,1 @@
+//! Kill and fault tests with the history checker
