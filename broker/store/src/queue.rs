@@ -1,0 +1,324 @@
+//! The bounded queue between those who submit and a shard's writer thread, and the gate that
+//! closes it.
+//!
+//! Room is counted in bytes and handed out before a batch is built, as a [`Permit`], so that
+//! submitting itself never waits. A permit is given back when its batch has been answered.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, watch};
+
+use crate::batch::{BatchRefused, WriteBatch};
+use crate::error::{CommitError, StopCause};
+use crate::limits::{GROUP_BATCHES, GROUP_BYTES, PERMIT_SLACK, QUEUE_BYTES};
+use crate::store::{Done, Health};
+
+/// Room for one batch in a shard's queue. Dropping it gives the room back.
+#[derive(Debug)]
+pub struct Permit {
+    room: OwnedSemaphorePermit,
+    bytes: usize,
+}
+
+impl Permit {
+    /// Bytes it was reserved for.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+/// Whether the shard accepts writes, and how much room it has for them.
+pub(crate) struct Gate {
+    pub(crate) file: PathBuf,
+    health: watch::Sender<Health>,
+    closed: AtomicBool,
+    room: Arc<Semaphore>,
+}
+
+impl Gate {
+    pub(crate) fn new(file: PathBuf) -> Self {
+        Self {
+            file,
+            health: watch::Sender::new(Health::Serving),
+            closed: AtomicBool::new(false),
+            room: Arc::new(Semaphore::new(QUEUE_BYTES)),
+        }
+    }
+
+    /// Stops the shard for good. Only the first cause counts: later ones are its consequences.
+    pub(crate) fn stop(&self, cause: StopCause) -> Arc<StopCause> {
+        let mut standing = Arc::new(cause);
+        let first = self.health.send_if_modified(|health| match health {
+            Health::Serving => {
+                *health = Health::Stopped(Arc::clone(&standing));
+                true
+            }
+            Health::Stopped(earlier) => {
+                standing = Arc::clone(earlier);
+                false
+            }
+        });
+        if first {
+            tracing::error!(file = %self.file.display(), cause = %standing, "shard stopped");
+        }
+        self.room.close();
+        standing
+    }
+
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.room.close();
+    }
+
+    pub(crate) fn stopped(&self) -> Option<Arc<StopCause>> {
+        self.health.borrow().cause().map(Arc::clone)
+    }
+
+    pub(crate) fn health(&self) -> watch::Receiver<Health> {
+        self.health.subscribe()
+    }
+
+    /// Why no more batches are accepted.
+    pub(crate) fn refusal(&self) -> CommitError {
+        match self.stopped() {
+            Some(cause) => CommitError::Stopped { cause },
+            None => CommitError::Closed,
+        }
+    }
+
+    pub(crate) fn queued_bytes(&self) -> u64 {
+        (QUEUE_BYTES - self.room.available_permits()) as u64
+    }
+
+    pub(crate) async fn reserve(self: Arc<Self>, bytes: usize) -> Result<Permit, CommitError> {
+        match Arc::clone(&self.room).acquire_many_owned(charge(bytes)).await {
+            Ok(room) => Ok(Permit { room, bytes }),
+            Err(_) => Err(self.refusal()),
+        }
+    }
+
+    pub(crate) fn try_reserve(&self, bytes: usize) -> Result<Option<Permit>, CommitError> {
+        match Arc::clone(&self.room).try_acquire_many_owned(charge(bytes)) {
+            Ok(room) => Ok(Some(Permit { room, bytes })),
+            Err(TryAcquireError::NoPermits) => Ok(None),
+            Err(TryAcquireError::Closed) => Err(self.refusal()),
+        }
+    }
+
+    /// What makes `batch` unfit for the queue under `permit`.
+    fn check(&self, permit: &Permit, batch: &WriteBatch) -> Result<(), BatchRefused> {
+        if !Arc::ptr_eq(permit.room.semaphore(), &self.room) {
+            return Err(BatchRefused::ForeignPermit);
+        }
+        if batch.byte_len() > permit.bytes.saturating_add(PERMIT_SLACK) {
+            return Err(BatchRefused::PermitTooSmall {
+                reserved: permit.bytes,
+                needed: batch.byte_len(),
+            });
+        }
+        batch.check()
+    }
+}
+
+/// A batch larger than the whole queue waits for an empty queue, not forever.
+fn charge(bytes: usize) -> u32 {
+    u32::try_from(bytes.min(QUEUE_BYTES)).expect("QUEUE_BYTES fits u32, asserted in limits")
+}
+
+/// One batch in the queue.
+pub(crate) struct Job {
+    pub(crate) batch: WriteBatch,
+    /// Set if the batch must not reach the engine.
+    pub(crate) refused: Option<BatchRefused>,
+    pub(crate) done: Done,
+    /// Given back when the job is dropped, after `done` was called.
+    pub(crate) _permit: Permit,
+}
+
+/// What the writer is to do next.
+pub(crate) enum Next {
+    /// Commit these, in this order.
+    Group(Vec<Job>),
+    /// Nothing came before the deadline.
+    Due,
+    /// The queue is closed and empty.
+    Closed,
+}
+
+#[derive(Default)]
+struct Waiting {
+    jobs: VecDeque<Job>,
+    closed: bool,
+}
+
+/// The jobs of one shard, in order of submission.
+pub(crate) struct Queue {
+    pub(crate) gate: Arc<Gate>,
+    waiting: Mutex<Waiting>,
+    ready: Condvar,
+}
+
+impl Queue {
+    pub(crate) fn new(gate: Arc<Gate>) -> Self {
+        Self { gate, waiting: Mutex::default(), ready: Condvar::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        // Nothing that can panic runs under this lock, so a poisoned one is still consistent.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn push(&self, permit: Permit, batch: WriteBatch, done: Done) {
+        let refused = self.gate.check(&permit, &batch).err();
+        let job = Job { batch, refused, done, _permit: permit };
+        let mut waiting = self.lock();
+        if !waiting.closed {
+            waiting.jobs.push_back(job);
+            drop(waiting);
+            self.ready.notify_one();
+            return;
+        }
+        drop(waiting);
+        // The writer has gone. The caller may hold a lock that `done` takes, so `done` must not
+        // run in here. As many of these can exist as there were permits when the store closed.
+        let refusal = self.gate.refusal();
+        let answer = move || (job.done)(Err(refusal));
+        if std::thread::Builder::new().name("store-late".into()).spawn(answer).is_err() {
+            tracing::warn!("no thread to refuse a batch submitted after the store was closed");
+        }
+    }
+
+    pub(crate) fn close(&self) {
+        self.gate.close();
+        self.lock().closed = true;
+        self.ready.notify_all();
+    }
+
+    /// Waits for work, at most until `deadline`, and takes as much of it as one commit should
+    /// carry.
+    pub(crate) fn next(&self, deadline: Option<Instant>) -> Next {
+        let mut waiting = self.lock();
+        loop {
+            if !waiting.jobs.is_empty() {
+                return Next::Group(take_group(&mut waiting.jobs));
+            }
+            if waiting.closed {
+                return Next::Closed;
+            }
+            waiting = match deadline {
+                None => self.ready.wait(waiting).unwrap_or_else(PoisonError::into_inner),
+                Some(deadline) => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return Next::Due;
+                    }
+                    let woken = self.ready.wait_timeout(waiting, left);
+                    woken.unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
+        }
+    }
+}
+
+fn take_group(jobs: &mut VecDeque<Job>) -> Vec<Job> {
+    let mut bytes = 0;
+    let fits = |job: &&Job| {
+        bytes += job.batch.byte_len();
+        bytes <= GROUP_BYTES
+    };
+    let taken = jobs.iter().take(GROUP_BATCHES).take_while(fits).count();
+    jobs.drain(..taken.max(1)).collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::space::Space;
+
+    fn queue() -> Queue {
+        Queue::new(Arc::new(Gate::new("test".into())))
+    }
+
+    fn push(queue: &Queue, bytes: usize) {
+        let mut batch = WriteBatch::new();
+        batch.put(Space::Blobs, "k", Bytes::from(vec![0; bytes]));
+        let permit = queue.gate.try_reserve(batch.byte_len()).unwrap().unwrap();
+        queue.push(permit, batch, Box::new(|_| ()));
+    }
+
+    fn group(queue: &Queue) -> Vec<usize> {
+        match queue.next(None) {
+            Next::Group(jobs) => jobs.iter().map(|job| job.batch.byte_len()).collect(),
+            _ => panic!("expected a group"),
+        }
+    }
+
+    #[test]
+    fn a_group_is_what_has_gathered_up_to_its_cap() {
+        let queue = queue();
+        for _ in 0..5 {
+            push(&queue, GROUP_BYTES / 3);
+        }
+        assert_eq!(group(&queue).len(), 2);
+        assert_eq!(group(&queue).len(), 2);
+        assert_eq!(group(&queue).len(), 1);
+        push(&queue, GROUP_BYTES + 1);
+        assert_eq!(group(&queue).len(), 1, "a batch above the cap goes alone");
+    }
+
+    #[test]
+    fn a_group_has_a_cap_on_batches() {
+        let queue = queue();
+        for _ in 0..=GROUP_BATCHES {
+            push(&queue, 0);
+        }
+        assert_eq!(group(&queue).len(), GROUP_BATCHES);
+        assert_eq!(group(&queue).len(), 1);
+    }
+
+    #[test]
+    fn room_is_bounded_and_comes_back() {
+        let queue = queue();
+        let all = queue.gate.try_reserve(usize::MAX).unwrap().unwrap();
+        assert!(queue.gate.try_reserve(1).unwrap().is_none());
+        assert_eq!(queue.gate.queued_bytes(), QUEUE_BYTES as u64);
+        drop(all);
+        push(&queue, 100);
+        assert!(queue.gate.queued_bytes() > 100);
+        drop(queue.next(None));
+        assert_eq!(queue.gate.queued_bytes(), 0);
+    }
+
+    #[test]
+    fn a_batch_beyond_its_permit_is_refused() {
+        let queue = queue();
+        let mut batch = WriteBatch::new();
+        batch.put(Space::Blobs, "k", Bytes::from(vec![0; PERMIT_SLACK + 1]));
+        let permit = queue.gate.try_reserve(1).unwrap().unwrap();
+        assert_eq!(
+            queue.gate.check(&permit, &batch),
+            Err(BatchRefused::PermitTooSmall { reserved: 1, needed: batch.byte_len() })
+        );
+        let other = Gate::new("other".into());
+        let foreign = other.try_reserve(batch.byte_len()).unwrap().unwrap();
+        assert_eq!(queue.gate.check(&foreign, &batch), Err(BatchRefused::ForeignPermit));
+    }
+
+    #[test]
+    fn the_first_cause_stays() {
+        let gate = Gate::new("test".into());
+        let first = StopCause::Corrupt { detail: "first".into() };
+        gate.stop(first.clone());
+        let told = gate.stop(StopCause::Corrupt { detail: "second".into() });
+        assert_eq!(*told, first);
+        assert!(matches!(gate.try_reserve(1), Err(CommitError::Stopped { cause }) if *cause == first));
+    }
+}

@@ -1,0 +1,235 @@
+//! Creating and opening the file.
+//!
+//! What redb 4.4 does with a damaged file, found by damaging some: a wrong magic number is an IO
+//! error, a truncated file one of several errors or an assertion, a flipped bit in a page nothing
+//! at all unless the file was not closed cleanly or is asked to verify itself. After a crash it
+//! verifies, and takes the older of its two commit slots if the newer does not verify: right for
+//! a torn commit, which was never acknowledged. With one-phase commit nothing tells a torn commit
+//! from one that was whole and then lost to the disk between the crash and the restart.
+
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+
+use ::redb::backends::FileBackend;
+use ::redb::{
+    Builder, Database, Error as RedbError, ReadableDatabase, StorageBackend,
+    TableDefinition, TableError,
+};
+
+use super::write::begin;
+use super::{Recovery, RedbConfig, TABLES};
+use crate::batch::Durability;
+use crate::error::OpenError;
+use crate::writer::caught;
+
+/// Raised whenever a build can write what an older one would misread.
+pub(super) const FORMAT_VERSION: u32 = 1;
+
+/// Holds one row: what wrote the file. Apart from the spaces, so that no batch can touch it.
+pub(super) const FORMAT: TableDefinition<'static, &'static str, &'static [u8]> =
+    TableDefinition::new("millstream");
+pub(super) const FORMAT_KEY: &str = "format";
+
+/// Opens the file at `path`, or creates it.
+pub(super) fn open_file(path: &Path, config: &RedbConfig) -> Result<Database, OpenError> {
+    let found = match path.try_exists() {
+        Ok(found) => found,
+        Err(source) => return Err(io_error("look for", path, source)),
+    };
+    if !found {
+        create_file(path, config)?;
+    }
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .map_err(|source| io_error("open", path, source))?;
+    let len = file.metadata().map_err(|source| io_error("inspect", path, source))?.len();
+    if len == 0 {
+        // redb would take an empty file for a new one, and a broker would start without its
+        // records as if it had never had any.
+        let detail = "it is empty".to_owned();
+        return Err(OpenError::NotAStore { file: path.to_owned(), detail });
+    }
+    let backend = FileBackend::new(file).map_err(|error| open_error(path, error.into()))?;
+    open_existing(backend, len, path, config)
+}
+
+/// Opens what is in `backend`, or creates a store in it if it is empty.
+pub(super) fn open_backend(
+    backend: impl StorageBackend,
+    name: &Path,
+    config: &RedbConfig,
+) -> Result<Database, OpenError> {
+    let len = backend.len().map_err(|source| io_error("inspect", name, source))?;
+    if len > 0 {
+        return open_existing(backend, len, name, config);
+    }
+    guarded(name, || {
+        let database = builder(config, name).create_with_backend(backend)?;
+        lay_out(&database)?;
+        Ok(Ok(database))
+    })
+}
+
+/// Creates the file under another name and gives it its own only when it is complete, so that a
+/// crash leaves either no store or a whole one.
+fn create_file(path: &Path, config: &RedbConfig) -> Result<(), OpenError> {
+    let mut name = OsString::from(path.file_name().unwrap_or_default());
+    name.push(format!(".new-{}", std::process::id()));
+    let unfinished = path.with_file_name(name);
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(&unfinished)
+        .map_err(|source| io_error("create", &unfinished, source))?;
+    let backend = FileBackend::new(file).map_err(|error| open_error(path, error.into()))?;
+    drop(open_backend(backend, &unfinished, config)?);
+    // A link, not a rename: two brokers that start at once on one directory must not each take
+    // the other's file away.
+    let linked = std::fs::hard_link(&unfinished, path);
+    let removed = std::fs::remove_file(&unfinished);
+    match linked {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+            return Err(io_error("create", path, error));
+        }
+        _ => removed.map_err(|source| io_error("remove", &unfinished, source))?,
+    }
+    sync_directory(path).map_err(|source| io_error("sync the directory of", path, source))
+}
+
+/// Without this a power cut can take the new file's name with it, and all that was acknowledged.
+fn sync_directory(path: &Path) -> io::Result<()> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
+}
+
+/// Makes every table, so that no reader has to tell an empty space from a missing one.
+fn lay_out(database: &Database) -> Result<(), RedbError> {
+    let transaction = begin(database, Durability::Sync, Recovery::TwoPhase)?;
+    for table in TABLES {
+        transaction.open_table(table)?;
+    }
+    transaction.open_table(FORMAT)?.insert(FORMAT_KEY, &format_row(FORMAT_VERSION)[..])?;
+    transaction.commit()?;
+    Ok(())
+}
+
+fn open_existing(
+    backend: impl StorageBackend,
+    len: u64,
+    name: &Path,
+    config: &RedbConfig,
+) -> Result<Database, OpenError> {
+    guarded(name, || {
+        let mut database = builder(config, name).create_with_backend(backend)?;
+        if let Err(error) = check_format(&database, name)? {
+            return Ok(Err(error));
+        }
+        if len > config.verify_up_to {
+            tracing::warn!(
+                file = %name.display(),
+                len,
+                "too large to verify at opening: damage will be found only where it is read"
+            );
+        } else if !database.check_integrity()? {
+            // redb has mended its own bookkeeping (which pages are free); all rows verified.
+            tracing::warn!(file = %name.display(), "the free-page map was wrong and is rebuilt");
+        }
+        Ok(Ok(database))
+    })
+}
+
+fn builder(config: &RedbConfig, name: &Path) -> Builder {
+    let mut builder = Builder::new();
+    builder.set_cache_size(config.cache_bytes);
+    let name = name.to_owned();
+    builder.set_repair_callback(move |session| {
+        // The engine says which of its steps it has reached by a fraction alone.
+        tracing::info!(
+            file = %name.display(),
+            progress = session.progress(),
+            "not closed cleanly: verifying and recovering"
+        );
+    });
+    builder
+}
+
+/// Checks what wrote the file. The outer error is of the file, the inner one of its version.
+fn check_format(database: &Database, name: &Path) -> Result<Result<(), OpenError>, RedbError> {
+    let table = match database.begin_read()?.open_table(FORMAT) {
+        Ok(table) => table,
+        Err(TableError::TableDoesNotExist(_)) => {
+            let detail = "a redb file of another program".to_owned();
+            return Ok(Err(OpenError::NotAStore { file: name.to_owned(), detail }));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let row = table.get(FORMAT_KEY)?.map(|row| row.value().to_vec());
+    let version = row.as_deref().and_then(read_format_row);
+    Ok(match version {
+        Some(FORMAT_VERSION) => Ok(()),
+        Some(found) => Err(OpenError::Format {
+            file: name.to_owned(),
+            found,
+            expected: FORMAT_VERSION,
+        }),
+        None => Err(OpenError::Corrupt {
+            file: name.to_owned(),
+            detail: "the row with the format version does not match its checksum".to_owned(),
+        }),
+    })
+}
+
+/// The version and its checksum. This row's layout never changes, whatever the version.
+pub(super) fn format_row(version: u32) -> [u8; 8] {
+    let version = version.to_le_bytes();
+    let mut row = [0; 8];
+    row[..4].copy_from_slice(&version);
+    row[4..].copy_from_slice(&crc32c::crc32c(&version).to_le_bytes());
+    row
+}
+
+fn read_format_row(row: &[u8]) -> Option<u32> {
+    let version: [u8; 4] = row.first_chunk().copied()?;
+    (row[4..] == crc32c::crc32c(&version).to_le_bytes()).then(|| u32::from_le_bytes(version))
+}
+
+/// Runs something that may fail or panic on a damaged file.
+fn guarded<T>(
+    file: &Path,
+    work: impl FnOnce() -> Result<Result<T, OpenError>, RedbError>,
+) -> Result<T, OpenError> {
+    match caught(work) {
+        Ok(Ok(opened)) => opened,
+        Ok(Err(error)) => Err(open_error(file, error)),
+        Err(detail) => Err(OpenError::Corrupt { file: file.to_owned(), detail }),
+    }
+}
+
+fn io_error(action: &'static str, file: &Path, source: io::Error) -> OpenError {
+    OpenError::Io { action, file: file.to_owned(), source }
+}
+
+fn open_error(file: &Path, error: RedbError) -> OpenError {
+    let file: PathBuf = file.to_owned();
+    match error {
+        RedbError::DatabaseAlreadyOpen => OpenError::InUse { file },
+        RedbError::UpgradeRequired(version) => OpenError::NotAStore {
+            file,
+            detail: format!("a redb file of format {version}, too old for this engine"),
+        },
+        RedbError::Io(source) if source.kind() == ErrorKind::InvalidData => {
+            OpenError::NotAStore { file, detail: source.to_string() }
+        }
+        RedbError::Io(source) if source.kind() == ErrorKind::UnexpectedEof => {
+            OpenError::Corrupt { file, detail: "it ends too early".to_owned() }
+        }
+        RedbError::Io(source) => OpenError::Io { action: "read", file, source },
+        other => OpenError::Corrupt { file, detail: other.to_string() },
+    }
+}

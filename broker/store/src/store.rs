@@ -1,0 +1,223 @@
+//! The seam itself: what every engine offers, and nothing about how.
+
+use std::fmt;
+use std::future::Future;
+use std::ops::Range;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::{oneshot, watch};
+
+use crate::batch::{Durability, Key, WriteBatch};
+use crate::error::{CommitError, ReadError, StopCause};
+use crate::queue::Permit;
+use crate::space::Space;
+
+/// A future that holds nothing of the caller.
+pub type Pending<T> = Pin<Box<dyn Future<Output = T> + Send + 'static>>;
+
+/// What is called once a batch's fate is known.
+pub type Done = Box<dyn FnOnce(Result<Committed, CommitError>) + Send + 'static>;
+
+/// One shard: an ordered key-value store with atomic, ordered commits.
+pub trait Store: Send + Sync + 'static {
+    /// A consistent view of everything committed so far. Blocking, and meant to live for one
+    /// chunk of reading: as long as it lives, space freed since cannot be used again.
+    ///
+    /// # Errors
+    /// If the store is closed or the file cannot be read.
+    fn snapshot(&self) -> Result<Box<dyn Snapshot>, ReadError>;
+
+    /// Waits until `bytes` more fit the queue (see [`WriteBatch::byte_len`]). More than
+    /// [`crate::limits::QUEUE_BYTES`] waits for an empty queue. Fair: first come, first served.
+    ///
+    /// The future resolves to [`CommitError::Stopped`] or [`CommitError::Closed`] once the shard
+    /// has stopped or is closed.
+    fn reserve(&self, bytes: usize) -> Pending<Result<Permit, CommitError>>;
+
+    /// As [`Store::reserve`], without waiting: `None` if there is no room now.
+    ///
+    /// # Errors
+    /// If the shard has stopped or is closed.
+    fn try_reserve(&self, bytes: usize) -> Result<Option<Permit>, CommitError>;
+
+    /// Puts a batch in the queue. Never blocks. Batches are applied in the order of submission.
+    ///
+    /// `done` is called exactly once, never from within this call, on the shard's writer thread,
+    /// in the order of submission: with `Ok` when the batch is as durable as it asked to be, with
+    /// an error when it must not be acknowledged. It should be short: the next commit waits for
+    /// it. After [`Store::close`] it is called, with [`CommitError::Closed`], on some thread.
+    fn submit(&self, permit: Permit, batch: WriteBatch, done: Done);
+
+    /// Reserves, submits and waits.
+    ///
+    /// The future resolves to an error if the batch must not be acknowledged, see
+    /// [`CommitError`]. Dropping it after its first poll does not recall the batch.
+    fn commit(&self, batch: WriteBatch) -> Pin<Box<dyn Future<Output = CommitResult> + Send + '_>> {
+        Box::pin(async move {
+            let permit = match self.try_reserve(batch.byte_len())? {
+                Some(permit) => permit,
+                None => self.reserve(batch.byte_len()).await?,
+            };
+            let (sender, receiver) = oneshot::channel();
+            // The caller may have gone; the batch is committed all the same.
+            self.submit(permit, batch, Box::new(move |result| drop(sender.send(result))));
+            receiver.await.unwrap_or(Err(CommitError::Closed))
+        })
+    }
+
+    /// Whether the shard accepts writes; changes at most once, to [`Health::Stopped`].
+    fn health(&self) -> watch::Receiver<Health>;
+
+    /// Counters since the store was opened.
+    fn stats(&self) -> StoreStats;
+
+    /// Commits what is queued, closes the file and ends the writer thread. Blocking. Calling it
+    /// again does nothing; dropping the store does the same.
+    fn close(&self);
+}
+
+type CommitResult = Result<Committed, CommitError>;
+
+/// A consistent, read-only view. All reading is blocking.
+pub trait Snapshot: Send {
+    /// What stands at `key`.
+    ///
+    /// # Errors
+    /// If the value or the way to it is damaged, or the file cannot be read.
+    fn get(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>, ReadError>;
+
+    /// The rows of `range` (start included, end excluded), ascending or descending, up to
+    /// `limit`.
+    ///
+    /// # Errors
+    /// If a value or the way to it is damaged, or the file cannot be read.
+    fn scan(
+        &self,
+        space: Space,
+        range: Range<&[u8]>,
+        direction: Direction,
+        limit: ScanLimit,
+    ) -> Result<ScanPage, ReadError>;
+
+    /// The greatest key that is at least `start` and at most `at`; reads no value.
+    ///
+    /// # Errors
+    /// If the way to it is damaged, or the file cannot be read.
+    fn floor_key(&self, space: Space, start: &[u8], at: &[u8]) -> Result<Option<Key>, ReadError>;
+}
+
+/// Which end of the range a scan begins at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// From the smallest key up.
+    Forward,
+    /// From the greatest key down.
+    Backward,
+}
+
+/// Where a scan stops. The first row is returned whatever its size, unless `rows` is 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ScanLimit {
+    /// At most so many rows.
+    pub rows: usize,
+    /// At most so many bytes of keys and values together, unless the first row alone is larger.
+    pub bytes: usize,
+}
+
+impl ScanLimit {
+    /// The first row only.
+    pub const ONE: Self = Self { rows: 1, bytes: usize::MAX };
+
+    /// At most `rows` rows of any size.
+    #[must_use]
+    pub const fn rows(rows: usize) -> Self {
+        Self { rows, bytes: usize::MAX }
+    }
+
+    /// At most `bytes` bytes, but at least one row.
+    #[must_use]
+    pub const fn bytes(bytes: usize) -> Self {
+        Self { rows: usize::MAX, bytes }
+    }
+
+    /// Whether a scan that returned `rows` rows already must not return the next one, with which
+    /// it would have returned `bytes` bytes.
+    pub(crate) const fn is_reached(self, rows: usize, bytes: usize) -> bool {
+        rows >= self.rows || (rows > 0 && bytes > self.bytes)
+    }
+}
+
+/// One row of a scan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// Its key.
+    pub key: Key,
+    /// Its value, a copy that pins neither the snapshot nor a page of the engine.
+    pub value: Bytes,
+}
+
+/// What one scan returned.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ScanPage {
+    /// The rows, in the order of the scan.
+    pub rows: Vec<Row>,
+    /// Whether the limit, not the range, ended it.
+    pub more: bool,
+}
+
+/// What an acknowledged batch is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Committed {
+    /// The number of the group commit that carried it, counted from 1 since the store was opened.
+    /// Batches with the same number were committed together.
+    pub commit: u64,
+    /// What is true now: [`Durability::Interval`] if the batch is still in memory only. A batch
+    /// that asked for less may get more, never the reverse.
+    pub durability: Durability,
+}
+
+/// Whether a shard accepts writes.
+#[derive(Clone, Debug)]
+pub enum Health {
+    /// It does.
+    Serving,
+    /// It does not, until a restart.
+    Stopped(Arc<StopCause>),
+}
+
+impl Health {
+    /// Why it stopped, if it did.
+    #[must_use]
+    pub fn cause(&self) -> Option<&Arc<StopCause>> {
+        match self {
+            Self::Serving => None,
+            Self::Stopped(cause) => Some(cause),
+        }
+    }
+}
+
+impl fmt::Display for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Serving => f.write_str("serving"),
+            Self::Stopped(cause) => write!(f, "stopped: {cause}"),
+        }
+    }
+}
+
+/// Counters of one shard since it was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StoreStats {
+    /// Group commits, durable or not.
+    pub commits: u64,
+    /// Batches acknowledged.
+    pub batches: u64,
+    /// Bytes of acknowledged batches, as [`WriteBatch::byte_len`] counts them.
+    pub bytes: u64,
+    /// Bytes waiting for a commit, or in one, now.
+    pub queued_bytes: u64,
+    /// Size of the file; 0 for an engine without one.
+    pub file_bytes: u64,
+}
