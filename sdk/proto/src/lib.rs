@@ -13,6 +13,7 @@ pub mod limits;
 pub mod message;
 pub mod name;
 pub mod offset;
+pub mod partition;
 pub mod pipeline;
 pub mod topic;
 pub mod version;
