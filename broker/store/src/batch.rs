@@ -115,9 +115,20 @@ pub enum Durability {
 /// One operation; applied in the order they were added.
 #[derive(Debug)]
 pub(crate) enum Op {
-    Put { space: Space, key: Key, parts: SmallVec<[Bytes; 2]> },
-    Delete { space: Space, key: Key },
-    DeleteRange { space: Space, start: Key, end: Key },
+    Put {
+        space: Space,
+        key: Key,
+        parts: SmallVec<[Bytes; 2]>,
+    },
+    Delete {
+        space: Space,
+        key: Key,
+    },
+    DeleteRange {
+        space: Space,
+        start: Key,
+        end: Key,
+    },
 }
 
 /// Changes that are committed together or not at all, applied in the order they were added.
@@ -138,7 +149,10 @@ impl WriteBatch {
     /// An empty batch that asks for `durability`.
     #[must_use]
     pub fn with_durability(durability: Durability) -> Self {
-        Self { durability, ..Self::default() }
+        Self {
+            durability,
+            ..Self::default()
+        }
     }
 
     /// Sets what stands at `key`, replacing what stood there.
@@ -171,7 +185,11 @@ impl WriteBatch {
     /// removes, so remove large ranges in steps of a few MiB, each in a batch of its own.
     pub fn delete_range(&mut self, space: Space, range: Range<Key>) {
         self.bytes += OP_COST + range.start.len() + range.end.len();
-        self.ops.push(Op::DeleteRange { space, start: range.start, end: range.end });
+        self.ops.push(Op::DeleteRange {
+            space,
+            start: range.start,
+            end: range.end,
+        });
     }
 
     /// What it asked for.
@@ -212,7 +230,10 @@ impl WriteBatch {
                 Op::DeleteRange { space, start, end } => {
                     check_key(*space, end)?;
                     if start.len() > MAX_KEY_LEN {
-                        return Err(BatchRefused::KeyLen { space: *space, len: start.len() });
+                        return Err(BatchRefused::KeyLen {
+                            space: *space,
+                            len: start.len(),
+                        });
                     }
                 }
             }
@@ -223,7 +244,10 @@ impl WriteBatch {
 
 fn check_key(space: Space, key: &Key) -> Result<(), BatchRefused> {
     if key.is_empty() || key.len() > MAX_KEY_LEN {
-        return Err(BatchRefused::KeyLen { space, len: key.len() });
+        return Err(BatchRefused::KeyLen {
+            space,
+            len: key.len(),
+        });
     }
     Ok(())
 }
@@ -271,14 +295,23 @@ mod tests {
     fn refuses_what_the_engine_could_not_hold() {
         let mut empty_key = WriteBatch::new();
         empty_key.put(Space::Meta, "", "v");
-        assert_eq!(empty_key.check(), Err(BatchRefused::KeyLen { space: Space::Meta, len: 0 }));
+        assert_eq!(
+            empty_key.check(),
+            Err(BatchRefused::KeyLen {
+                space: Space::Meta,
+                len: 0
+            })
+        );
 
         let long = vec![1; MAX_KEY_LEN + 1];
         let mut long_key = WriteBatch::new();
         long_key.delete(Space::Blobs, &long[..]);
         assert_eq!(
             long_key.check(),
-            Err(BatchRefused::KeyLen { space: Space::Blobs, len: MAX_KEY_LEN + 1 })
+            Err(BatchRefused::KeyLen {
+                space: Space::Blobs,
+                len: MAX_KEY_LEN + 1
+            })
         );
 
         let half = Bytes::from(vec![0; MAX_VALUE_LEN / 2 + 1]);
@@ -286,14 +319,21 @@ mod tests {
         long_value.put_parts(Space::Blobs, "k", [half.clone(), half]);
         assert_eq!(
             long_value.check(),
-            Err(BatchRefused::ValueTooLong { space: Space::Blobs, len: MAX_VALUE_LEN + 2 })
+            Err(BatchRefused::ValueTooLong {
+                space: Space::Blobs,
+                len: MAX_VALUE_LEN + 2
+            })
         );
     }
 
     #[test]
     fn charges_for_keys_values_and_operations() {
         let mut batch = WriteBatch::new();
-        batch.put_parts(Space::Records, [0; 16], [Bytes::from_static(b"ab"), Bytes::from("cde")]);
+        batch.put_parts(
+            Space::Records,
+            [0; 16],
+            [Bytes::from_static(b"ab"), Bytes::from("cde")],
+        );
         batch.delete(Space::Meta, "xy");
         assert_eq!(batch.byte_len(), 2 * OP_COST + 16 + 5 + 2);
     }

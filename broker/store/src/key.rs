@@ -61,7 +61,11 @@ struct Fields<'a> {
 
 impl<'a> Fields<'a> {
     fn new(kind: &'static str, row: &'a [u8]) -> Self {
-        Self { kind, len: row.len(), rest: row }
+        Self {
+            kind,
+            len: row.len(),
+            rest: row,
+        }
     }
 
     fn take<const N: usize>(&mut self) -> Result<[u8; N], RowError> {
@@ -73,7 +77,10 @@ impl<'a> Fields<'a> {
     fn version(&mut self) -> Result<(), RowError> {
         match self.take()? {
             [VERSION] => Ok(()),
-            [found] => Err(RowError::Version { kind: self.kind, found }),
+            [found] => Err(RowError::Version {
+                kind: self.kind,
+                found,
+            }),
         }
     }
 
@@ -90,15 +97,24 @@ impl<'a> Fields<'a> {
     }
 
     fn end(&self) -> Result<(), RowError> {
-        if self.rest.is_empty() { Ok(()) } else { Err(self.wrong_length()) }
+        if self.rest.is_empty() {
+            Ok(())
+        } else {
+            Err(self.wrong_length())
+        }
     }
 
     fn wrong_length(&self) -> RowError {
-        RowError::Length { kind: self.kind, len: self.len }
+        RowError::Length {
+            kind: self.kind,
+            len: self.len,
+        }
     }
 }
 
 /// The exclusive end of all keys that begin with `prefix`.
 fn end_of(prefix: &Key) -> Key {
-    prefix.prefix_end().unwrap_or_else(|| Key::from([u8::MAX; MAX_KEY_LEN]))
+    prefix
+        .prefix_end()
+        .unwrap_or_else(|| Key::from([u8::MAX; MAX_KEY_LEN]))
 }

@@ -79,6 +79,9 @@ pub(crate) const OP_COST: usize = 64;
 pub(crate) const RECORD_PREFIX: usize = 64;
 
 const _: () = assert!(GROUP_BYTES <= QUEUE_BYTES);
-const _: () = assert!(QUEUE_BYTES <= u32::MAX as usize, "permits are counted in u32");
+const _: () = assert!(
+    QUEUE_BYTES <= u32::MAX as usize,
+    "permits are counted in u32"
+);
 const _: () = assert!(MAX_VALUE_LEN < u32::MAX as usize);
 const _: () = assert!(Space::COUNT <= u8::MAX as usize);

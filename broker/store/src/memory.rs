@@ -37,7 +37,12 @@ impl MemoryStore {
     pub fn new() -> std::io::Result<Self> {
         let rows = Shared::new(RwLock::new(Some(Arc::default())));
         let gate = Arc::new(Gate::new("memory".into()));
-        let shard = Shard::start(gate, MemoryEngine { rows: Arc::clone(&rows) })?;
+        let shard = Shard::start(
+            gate,
+            MemoryEngine {
+                rows: Arc::clone(&rows),
+            },
+        )?;
         Ok(Self { rows, shard })
     }
 
@@ -49,10 +54,16 @@ impl MemoryStore {
 
 impl Store for MemoryStore {
     fn snapshot(&self) -> Result<Box<dyn Snapshot>, ReadError> {
-        let rows = self.rows.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let rows = self
+            .rows
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         match rows {
             Some(rows) => Ok(Box::new(MemorySnapshot { rows })),
-            None => Err(ReadError::Closed { file: self.shard.file() }),
+            None => Err(ReadError::Closed {
+                file: self.shard.file(),
+            }),
         }
     }
 
@@ -94,7 +105,10 @@ impl Engine for MemoryEngine {
         let mut shared = self.rows.write().unwrap_or_else(PoisonError::into_inner);
         let Some(shared) = shared.as_mut() else {
             let file = Path::new("memory").to_owned();
-            return Err(StopCause::Panic { file, detail: "written to after closing".into() });
+            return Err(StopCause::Panic {
+                file,
+                detail: "written to after closing".into(),
+            });
         };
         let rows = Arc::make_mut(shared);
         for op in batches.flat_map(WriteBatch::ops) {
@@ -156,13 +170,18 @@ impl Snapshot for MemorySnapshot {
                 Direction::Forward => rows.next(),
                 Direction::Backward => rows.next_back(),
             };
-            let Some((key, value)) = next else { return Ok(page) };
+            let Some((key, value)) = next else {
+                return Ok(page);
+            };
             bytes = bytes.saturating_add(key.len() + value.len());
             if limit.is_reached(page.rows.len(), bytes) {
                 page.more = true;
                 return Ok(page);
             }
-            page.rows.push(Row { key: key.clone(), value: value.clone() });
+            page.rows.push(Row {
+                key: key.clone(),
+                value: value.clone(),
+            });
         }
     }
 

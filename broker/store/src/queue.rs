@@ -96,7 +96,10 @@ impl Gate {
     }
 
     pub(crate) async fn reserve(self: Arc<Self>, bytes: usize) -> Result<Permit, CommitError> {
-        match Arc::clone(&self.room).acquire_many_owned(charge(bytes)).await {
+        match Arc::clone(&self.room)
+            .acquire_many_owned(charge(bytes))
+            .await
+        {
             Ok(room) => Ok(Permit { room, bytes }),
             Err(_) => Err(self.refusal()),
         }
@@ -165,7 +168,11 @@ pub(crate) struct Queue {
 
 impl Queue {
     pub(crate) fn new(gate: Arc<Gate>) -> Self {
-        Self { gate, waiting: Mutex::default(), ready: Condvar::new() }
+        Self {
+            gate,
+            waiting: Mutex::default(),
+            ready: Condvar::new(),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
@@ -175,7 +182,12 @@ impl Queue {
 
     pub(crate) fn push(&self, permit: Permit, batch: WriteBatch, done: Done) {
         let refused = self.gate.check(&permit, &batch).err();
-        let job = Job { batch, refused, done, _permit: permit };
+        let job = Job {
+            batch,
+            refused,
+            done,
+            _permit: permit,
+        };
         let mut waiting = self.lock();
         if !waiting.closed {
             waiting.jobs.push_back(job);
@@ -188,7 +200,11 @@ impl Queue {
         // run in here. As many of these can exist as there were permits when the store closed.
         let refusal = self.gate.refusal();
         let answer = move || (job.done)(Err(refusal));
-        if std::thread::Builder::new().name("store-late".into()).spawn(answer).is_err() {
+        if std::thread::Builder::new()
+            .name("store-late".into())
+            .spawn(answer)
+            .is_err()
+        {
             tracing::warn!("no thread to refuse a batch submitted after the store was closed");
         }
     }
@@ -211,7 +227,10 @@ impl Queue {
                 return Next::Closed;
             }
             waiting = match deadline {
-                None => self.ready.wait(waiting).unwrap_or_else(PoisonError::into_inner),
+                None => self
+                    .ready
+                    .wait(waiting)
+                    .unwrap_or_else(PoisonError::into_inner),
                 Some(deadline) => {
                     let left = deadline.saturating_duration_since(Instant::now());
                     if left.is_zero() {
@@ -305,20 +324,32 @@ mod tests {
         let permit = queue.gate.try_reserve(1).unwrap().unwrap();
         assert_eq!(
             queue.gate.check(&permit, &batch),
-            Err(BatchRefused::PermitTooSmall { reserved: 1, needed: batch.byte_len() })
+            Err(BatchRefused::PermitTooSmall {
+                reserved: 1,
+                needed: batch.byte_len()
+            })
         );
         let other = Gate::new("other".into());
         let foreign = other.try_reserve(batch.byte_len()).unwrap().unwrap();
-        assert_eq!(queue.gate.check(&foreign, &batch), Err(BatchRefused::ForeignPermit));
+        assert_eq!(
+            queue.gate.check(&foreign, &batch),
+            Err(BatchRefused::ForeignPermit)
+        );
     }
 
     #[test]
     fn the_first_cause_stays() {
         let gate = Gate::new("test".into());
-        let first = StopCause::Corrupt { detail: "first".into() };
+        let first = StopCause::Corrupt {
+            detail: "first".into(),
+        };
         gate.stop(first.clone());
-        let told = gate.stop(StopCause::Corrupt { detail: "second".into() });
+        let told = gate.stop(StopCause::Corrupt {
+            detail: "second".into(),
+        });
         assert_eq!(*told, first);
-        assert!(matches!(gate.try_reserve(1), Err(CommitError::Stopped { cause }) if *cause == first));
+        assert!(
+            matches!(gate.try_reserve(1), Err(CommitError::Stopped { cause }) if *cause == first)
+        );
     }
 }

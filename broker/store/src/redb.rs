@@ -120,9 +120,16 @@ impl RedbStore {
         let database = Shared::new(RwLock::new(Some(database)));
         let gate = Arc::new(Gate::new(file.clone()));
         let engine = write::RedbEngine::new(Arc::clone(&database), file.clone(), config.recovery);
-        let shard = Shard::start(Arc::clone(&gate), engine)
-            .map_err(|source| OpenError::Io { action: "start a writer thread for", file, source })?;
-        Ok(Self { database, gate, shard })
+        let shard = Shard::start(Arc::clone(&gate), engine).map_err(|source| OpenError::Io {
+            action: "start a writer thread for",
+            file,
+            source,
+        })?;
+        Ok(Self {
+            database,
+            gate,
+            shard,
+        })
     }
 }
 
@@ -130,7 +137,9 @@ impl Store for RedbStore {
     fn snapshot(&self) -> Result<Box<dyn Snapshot>, ReadError> {
         let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
         let Some(database) = database.as_ref() else {
-            return Err(ReadError::Closed { file: self.gate.file.clone() });
+            return Err(ReadError::Closed {
+                file: self.gate.file.clone(),
+            });
         };
         let begun = caught(|| database.begin_read().map_err(::redb::Error::from));
         read::RedbSnapshot::new(begun, Arc::clone(&self.gate))

@@ -25,9 +25,14 @@ impl Shard {
         let queue = Arc::new(Queue::new(gate));
         let counters = Arc::<Counters>::default();
         let writer = Writer::new(engine, Arc::clone(&queue), Arc::clone(&counters));
-        let thread =
-            thread::Builder::new().name("store-writer".into()).spawn(move || writer.run())?;
-        Ok(Self { queue, counters, thread: Mutex::new(Some(thread)) })
+        let thread = thread::Builder::new()
+            .name("store-writer".into())
+            .spawn(move || writer.run())?;
+        Ok(Self {
+            queue,
+            counters,
+            thread: Mutex::new(Some(thread)),
+        })
     }
 
     pub(crate) fn gate(&self) -> &Arc<Gate> {
@@ -67,7 +72,11 @@ impl Shard {
 
     pub(crate) fn close(&self) {
         self.queue.close();
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let thread = self
+            .thread
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         let Some(thread) = thread else { return };
         // The last owner of a store may be a callback, on the very thread to be joined. It will
         // end by itself.

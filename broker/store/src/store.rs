@@ -62,7 +62,11 @@ pub trait Store: Send + Sync + 'static {
             };
             let (sender, receiver) = oneshot::channel();
             // The caller may have gone; the batch is committed all the same.
-            self.submit(permit, batch, Box::new(move |result| drop(sender.send(result))));
+            self.submit(
+                permit,
+                batch,
+                Box::new(move |result| drop(sender.send(result))),
+            );
             receiver.await.unwrap_or(Err(CommitError::Closed))
         })
     }
@@ -128,18 +132,27 @@ pub struct ScanLimit {
 
 impl ScanLimit {
     /// The first row only.
-    pub const ONE: Self = Self { rows: 1, bytes: usize::MAX };
+    pub const ONE: Self = Self {
+        rows: 1,
+        bytes: usize::MAX,
+    };
 
     /// At most `rows` rows of any size.
     #[must_use]
     pub const fn rows(rows: usize) -> Self {
-        Self { rows, bytes: usize::MAX }
+        Self {
+            rows,
+            bytes: usize::MAX,
+        }
     }
 
     /// At most `bytes` bytes, but at least one row.
     #[must_use]
     pub const fn bytes(bytes: usize) -> Self {
-        Self { rows: usize::MAX, bytes }
+        Self {
+            rows: usize::MAX,
+            bytes,
+        }
     }
 
     /// Whether a scan that returned `rows` rows already must not return the next one, with which

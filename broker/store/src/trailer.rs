@@ -25,7 +25,11 @@ fn head(space: Space, key: &[u8], len: usize) -> u32 {
 
 /// How many bytes of a value of `len` bytes its trailer covers.
 fn covered(space: Space, len: usize) -> usize {
-    if space == Space::Records { len.min(RECORD_PREFIX) } else { len }
+    if space == Space::Records {
+        len.min(RECORD_PREFIX)
+    } else {
+        len
+    }
 }
 
 /// The trailer of the value that `parts` make up.
@@ -43,10 +47,16 @@ pub(crate) fn of_parts(space: Space, key: &[u8], parts: &[Bytes]) -> [u8; TRAILE
 
 /// The value within `stored`, if its trailer says that it belongs to `key`.
 pub(crate) fn open<'a>(space: Space, key: &[u8], stored: &'a [u8]) -> Result<&'a [u8], Damaged> {
-    let (value, trailer) = stored.split_last_chunk::<TRAILER_LEN>().ok_or(Damaged::TooShort)?;
+    let (value, trailer) = stored
+        .split_last_chunk::<TRAILER_LEN>()
+        .ok_or(Damaged::TooShort)?;
     let crc = head(space, key, value.len());
     let crc = crc32c::crc32c_append(crc, &value[..covered(space, value.len())]);
-    if crc.to_le_bytes() == *trailer { Ok(value) } else { Err(Damaged::Mismatch) }
+    if crc.to_le_bytes() == *trailer {
+        Ok(value)
+    } else {
+        Err(Damaged::Mismatch)
+    }
 }
 
 /// What is wrong with a stored value.
@@ -120,6 +130,9 @@ mod tests {
         let mut stored = sealed(Space::Records, b"k", &long);
         stored.remove(200);
         assert_eq!(open(Space::Records, b"k", &stored), Err(Damaged::Mismatch));
-        assert_eq!(open(Space::Records, b"k", &[1, 2, 3]), Err(Damaged::TooShort));
+        assert_eq!(
+            open(Space::Records, b"k", &[1, 2, 3]),
+            Err(Damaged::TooShort)
+        );
     }
 }

@@ -51,14 +51,25 @@ pub(crate) struct Writer<E> {
 
 impl<E: Engine> Writer<E> {
     pub(crate) fn new(engine: E, queue: Arc<Queue>, counters: Arc<Counters>) -> Self {
-        counters.file_bytes.store(engine.file_bytes(), Ordering::Relaxed);
-        Self { engine, queue, counters, commits: 0, unflushed_since: None }
+        counters
+            .file_bytes
+            .store(engine.file_bytes(), Ordering::Relaxed);
+        Self {
+            engine,
+            queue,
+            counters,
+            commits: 0,
+            unflushed_since: None,
+        }
     }
 
     /// Runs until the queue is closed and empty. A stopped shard goes on answering, with errors.
     pub(crate) fn run(mut self) {
         loop {
-            match self.queue.next(self.unflushed_since.map(|since| since + FLUSH_INTERVAL)) {
+            match self
+                .queue
+                .next(self.unflushed_since.map(|since| since + FLUSH_INTERVAL))
+            {
                 Next::Group(jobs) => self.commit(jobs),
                 Next::Due => self.flush(),
                 Next::Closed => break,
@@ -77,14 +88,19 @@ impl<E: Engine> Writer<E> {
         }
         // Interval batches wait for a flush only among themselves. A group that syncs anyway, or
         // that finds the flush overdue under a steady load, carries everything with it.
-        let overdue = self.unflushed_since.is_some_and(|since| since.elapsed() >= FLUSH_INTERVAL);
+        let overdue = self
+            .unflushed_since
+            .is_some_and(|since| since.elapsed() >= FLUSH_INTERVAL);
         let sync = |job: &Job| job.batch.durability() == Durability::Sync;
         let durability = if overdue || jobs.iter().any(sync) {
             Durability::Sync
         } else {
             Durability::Interval
         };
-        let mut accepted = jobs.iter().filter(|job| job.refused.is_none()).map(|job| &job.batch);
+        let mut accepted = jobs
+            .iter()
+            .filter(|job| job.refused.is_none())
+            .map(|job| &job.batch);
         let result = self.apply(&mut accepted, durability);
         self.answer(jobs, &result);
     }
@@ -95,12 +111,17 @@ impl<E: Engine> Writer<E> {
         durability: Durability,
     ) -> Result<Committed, CommitError> {
         let applied = caught(|| self.engine.apply(batches, durability)).unwrap_or_else(|detail| {
-            Err(StopCause::Panic { file: self.queue.gate.file.clone(), detail })
+            Err(StopCause::Panic {
+                file: self.queue.gate.file.clone(),
+                detail,
+            })
         });
         if let Err(cause) = applied {
             // What was in memory only is lost with the engine; there is nothing left to flush.
             self.unflushed_since = None;
-            return Err(CommitError::Failed { cause: self.queue.gate.stop(cause) });
+            return Err(CommitError::Failed {
+                cause: self.queue.gate.stop(cause),
+            });
         }
         self.commits += 1;
         match durability {
@@ -110,19 +131,32 @@ impl<E: Engine> Writer<E> {
             }
         }
         self.counters.commits.store(self.commits, Ordering::Relaxed);
-        self.counters.file_bytes.store(self.engine.file_bytes(), Ordering::Relaxed);
-        Ok(Committed { commit: self.commits, durability })
+        self.counters
+            .file_bytes
+            .store(self.engine.file_bytes(), Ordering::Relaxed);
+        Ok(Committed {
+            commit: self.commits,
+            durability,
+        })
     }
 
     fn answer(&self, jobs: Vec<Job>, result: &Result<Committed, CommitError>) {
-        for Job { batch, refused, done, _permit } in jobs {
+        for Job {
+            batch,
+            refused,
+            done,
+            _permit,
+        } in jobs
+        {
             let result = match refused {
                 Some(refused) => Err(CommitError::Refused(refused)),
                 None => result.clone(),
             };
             if result.is_ok() {
                 self.counters.batches.fetch_add(1, Ordering::Relaxed);
-                self.counters.bytes.fetch_add(batch.byte_len() as u64, Ordering::Relaxed);
+                self.counters
+                    .bytes
+                    .fetch_add(batch.byte_len() as u64, Ordering::Relaxed);
             }
             // A callback that panicked left its owner's state half changed; going on would build
             // on it. The others are told the truth about their batches all the same.
@@ -149,7 +183,9 @@ impl<E: Engine> Writer<E> {
 /// a handle that unwound; a read changes nothing.
 pub(crate) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(work)).map_err(|payload| {
-        let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        let text = payload
+            .downcast_ref::<&str>()
+            .map(|text| (*text).to_owned());
         text.or_else(|| payload.downcast_ref::<String>().cloned())
             .unwrap_or_else(|| "a panic without a message".to_owned())
     })

@@ -24,7 +24,10 @@ impl<'a> OffsetKey<'a> {
     /// The key's bytes.
     #[must_use]
     pub fn encode(self) -> Key {
-        Key::new().push_u32(self.topic).push_u32(self.partition).push_bytes(self.consumer)
+        Key::new()
+            .push_u32(self.topic)
+            .push_u32(self.partition)
+            .push_bytes(self.consumer)
     }
 
     /// The key that `bytes` are.
@@ -34,7 +37,11 @@ impl<'a> OffsetKey<'a> {
     pub fn decode(bytes: &'a [u8]) -> Result<Self, RowError> {
         let mut fields = Fields::new(KIND, bytes);
         let (topic, partition) = (fields.u32()?, fields.u32()?);
-        Ok(Self { topic, partition, consumer: fields.rest })
+        Ok(Self {
+            topic,
+            partition,
+            consumer: fields.rest,
+        })
     }
 }
 
@@ -82,8 +89,9 @@ impl OffsetRow {
         let mut fields = Fields::new(KIND, bytes);
         fields.version()?;
         let offset = fields.u64()?;
-        let metadata =
-            str::from_utf8(fields.rest).map_err(|_| RowError::Text { kind: KIND })?.to_owned();
+        let metadata = str::from_utf8(fields.rest)
+            .map_err(|_| RowError::Text { kind: KIND })?
+            .to_owned();
         Ok(Self { offset, metadata })
     }
 }
@@ -101,7 +109,8 @@ mod tests {
             fn key(parts: &(u32, u32, Vec<u8>)) -> OffsetKey<'_> {
                 OffsetKey { topic: parts.0, partition: parts.1, consumer: &parts.2 }
             }
-            prop_assert_eq!(OffsetKey::decode(&key(&one).encode()), Ok(key(&one)));
+            let encoded = key(&one).encode();
+            prop_assert_eq!(OffsetKey::decode(&encoded), Ok(key(&one)));
             prop_assert_eq!(key(&one).encode().cmp(&key(&other).encode()), one.cmp(&other));
             let within = range_partition(other.0, other.1).contains(&key(&one).encode());
             prop_assert_eq!(within, (one.0, one.1) == (other.0, other.1));
@@ -124,13 +133,22 @@ mod tests {
 
     #[test]
     fn the_last_partition_has_an_end_too() {
-        let key = OffsetKey { topic: u32::MAX, partition: u32::MAX, consumer: b"\xFFz" };
+        let key = OffsetKey {
+            topic: u32::MAX,
+            partition: u32::MAX,
+            consumer: b"\xFFz",
+        };
         assert!(range_partition(u32::MAX, u32::MAX).contains(&key.encode()));
     }
 
     #[test]
     fn refuses_metadata_that_is_not_text() {
-        let mut row = OffsetRow { offset: 1, metadata: "x".into() }.encode().to_vec();
+        let mut row = OffsetRow {
+            offset: 1,
+            metadata: "x".into(),
+        }
+        .encode()
+        .to_vec();
         row[9] = 0xFF;
         assert_eq!(OffsetRow::decode(&row), Err(RowError::Text { kind: KIND }));
     }

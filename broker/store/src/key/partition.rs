@@ -32,7 +32,10 @@ impl PartitionKey {
     /// If they are not 8 bytes.
     pub fn decode(bytes: &[u8]) -> Result<Self, RowError> {
         let mut fields = Fields::new(KIND, bytes);
-        let key = Self { topic: fields.u32()?, partition: fields.u32()? };
+        let key = Self {
+            topic: fields.u32()?,
+            partition: fields.u32()?,
+        };
         fields.end()?;
         Ok(key)
     }
@@ -73,7 +76,10 @@ impl PartitionRow {
     pub fn decode(bytes: &[u8]) -> Result<Self, RowError> {
         let mut fields = Fields::new(KIND, bytes);
         fields.version()?;
-        let row = Self { log_start: fields.u64()?, bytes: fields.u64()? };
+        let row = Self {
+            log_start: fields.u64()?,
+            bytes: fields.u64()?,
+        };
         fields.end()?;
         Ok(row)
     }
@@ -115,9 +121,21 @@ mod tests {
         let mut row = PartitionRow::default().encode().to_vec();
         row[0] = 9;
         let refused = PartitionRow::decode(&row);
-        assert_eq!(refused, Err(RowError::Version { kind: KIND, found: 9 }));
+        assert_eq!(
+            refused,
+            Err(RowError::Version {
+                kind: KIND,
+                found: 9
+            })
+        );
         row[0] = VERSION;
         row.push(0);
-        assert_eq!(PartitionRow::decode(&row), Err(RowError::Length { kind: KIND, len: 18 }));
+        assert_eq!(
+            PartitionRow::decode(&row),
+            Err(RowError::Length {
+                kind: KIND,
+                len: 18
+            })
+        );
     }
 }

@@ -33,7 +33,10 @@ impl ProducerKey {
     /// If they are not 12 bytes.
     pub fn decode(bytes: &[u8]) -> Result<Self, RowError> {
         let mut fields = Fields::new(KIND, bytes);
-        let key = Self { topic: fields.u32()?, producer: fields.u64()? };
+        let key = Self {
+            topic: fields.u32()?,
+            producer: fields.u64()?,
+        };
         fields.end()?;
         Ok(key)
     }
@@ -101,7 +104,11 @@ impl ProducerRow {
                 count: fields.u32()?,
             });
         }
-        Ok(Self { epoch, last_sequence, last_outcome })
+        Ok(Self {
+            epoch,
+            last_sequence,
+            last_outcome,
+        })
     }
 }
 
@@ -142,9 +149,23 @@ mod tests {
 
     #[test]
     fn refuses_an_outcome_that_is_cut_off() {
-        let last_outcome = vec![Outcome { partition: 1, base_offset: 2, count: 3 }];
-        let row = ProducerRow { last_outcome, ..ProducerRow::default() }.encode();
+        let last_outcome = vec![Outcome {
+            partition: 1,
+            base_offset: 2,
+            count: 3,
+        }];
+        let row = ProducerRow {
+            last_outcome,
+            ..ProducerRow::default()
+        }
+        .encode();
         let refused = ProducerRow::decode(&row[..row.len() - 1]);
-        assert_eq!(refused, Err(RowError::Length { kind: KIND, len: row.len() - 1 }));
+        assert_eq!(
+            refused,
+            Err(RowError::Length {
+                kind: KIND,
+                len: row.len() - 1
+            })
+        );
     }
 }

@@ -27,7 +27,10 @@ impl RecordKey {
     /// The key's bytes.
     #[must_use]
     pub fn encode(self) -> Key {
-        Key::new().push_u32(self.topic).push_u32(self.partition).push_u64(self.base_offset)
+        Key::new()
+            .push_u32(self.topic)
+            .push_u32(self.partition)
+            .push_u64(self.base_offset)
     }
 
     /// The key that `bytes` are.
@@ -36,8 +39,11 @@ impl RecordKey {
     /// If they are not [`KEY_LEN`] bytes.
     pub fn decode(bytes: &[u8]) -> Result<Self, RowError> {
         let mut fields = Fields::new("record", bytes);
-        let key =
-            Self { topic: fields.u32()?, partition: fields.u32()?, base_offset: fields.u64()? };
+        let key = Self {
+            topic: fields.u32()?,
+            partition: fields.u32()?,
+            base_offset: fields.u64()?,
+        };
         fields.end()?;
         Ok(key)
     }
@@ -46,7 +52,14 @@ impl RecordKey {
 /// The keys of a partition's batches that begin within `offsets`.
 #[must_use]
 pub fn range(topic: u32, partition: u32, offsets: Range<u64>) -> Range<Key> {
-    let key = |base_offset| RecordKey { topic, partition, base_offset }.encode();
+    let key = |base_offset| {
+        RecordKey {
+            topic,
+            partition,
+            base_offset,
+        }
+        .encode()
+    };
     key(offsets.start)..key(offsets.end)
 }
 
@@ -78,8 +91,15 @@ pub fn scan_from(
     limit: ScanLimit,
 ) -> Result<ScanPage, ReadError> {
     let all = range_all(topic, partition);
-    let at = RecordKey { topic, partition, base_offset: offset }.encode();
-    let start = snapshot.floor_key(Space::Records, &all.start, &at)?.unwrap_or(at);
+    let at = RecordKey {
+        topic,
+        partition,
+        base_offset: offset,
+    }
+    .encode();
+    let start = snapshot
+        .floor_key(Space::Records, &all.start, &at)?
+        .unwrap_or(at);
     snapshot.scan(Space::Records, &start..&all.end, Direction::Forward, limit)
 }
 
@@ -92,7 +112,11 @@ mod tests {
 
     fn any_key() -> impl Strategy<Value = RecordKey> {
         (any::<u32>(), any::<u32>(), any::<u64>()).prop_map(|(topic, partition, base_offset)| {
-            RecordKey { topic, partition, base_offset }
+            RecordKey {
+                topic,
+                partition,
+                base_offset,
+            }
         })
     }
 

@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 
 use ::redb::backends::FileBackend;
 use ::redb::{
-    Builder, Database, Error as RedbError, ReadableDatabase, StorageBackend,
-    TableDefinition, TableError,
+    Builder, Database, Error as RedbError, ReadableDatabase, StorageBackend, TableDefinition,
+    TableError,
 };
 
 use super::write::begin;
@@ -46,12 +46,18 @@ pub(super) fn open_file(path: &Path, config: &RedbConfig) -> Result<Database, Op
         .write(true)
         .open(path)
         .map_err(|source| io_error("open", path, source))?;
-    let len = file.metadata().map_err(|source| io_error("inspect", path, source))?.len();
+    let len = file
+        .metadata()
+        .map_err(|source| io_error("inspect", path, source))?
+        .len();
     if len == 0 {
         // redb would take an empty file for a new one, and a broker would start without its
         // records as if it had never had any.
         let detail = "it is empty".to_owned();
-        return Err(OpenError::NotAStore { file: path.to_owned(), detail });
+        return Err(OpenError::NotAStore {
+            file: path.to_owned(),
+            detail,
+        });
     }
     let backend = FileBackend::new(file).map_err(|error| open_error(path, error.into()))?;
     open_existing(backend, len, path, config)
@@ -63,7 +69,9 @@ pub(super) fn open_backend(
     name: &Path,
     config: &RedbConfig,
 ) -> Result<Database, OpenError> {
-    let len = backend.len().map_err(|source| io_error("inspect", name, source))?;
+    let len = backend
+        .len()
+        .map_err(|source| io_error("inspect", name, source))?;
     if len > 0 {
         return open_existing(backend, len, name, config);
     }
@@ -104,7 +112,9 @@ fn create_file(path: &Path, config: &RedbConfig) -> Result<(), OpenError> {
 
 /// Without this a power cut can take the new file's name with it, and all that was acknowledged.
 fn sync_directory(path: &Path) -> io::Result<()> {
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let parent = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
     File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
 }
 
@@ -114,7 +124,9 @@ fn lay_out(database: &Database) -> Result<(), RedbError> {
     for table in TABLES {
         transaction.open_table(table)?;
     }
-    transaction.open_table(FORMAT)?.insert(FORMAT_KEY, &format_row(FORMAT_VERSION)[..])?;
+    transaction
+        .open_table(FORMAT)?
+        .insert(FORMAT_KEY, &format_row(FORMAT_VERSION)[..])?;
     transaction.commit()?;
     Ok(())
 }
@@ -165,7 +177,10 @@ fn check_format(database: &Database, name: &Path) -> Result<Result<(), OpenError
         Ok(table) => table,
         Err(TableError::TableDoesNotExist(_)) => {
             let detail = "a redb file of another program".to_owned();
-            return Ok(Err(OpenError::NotAStore { file: name.to_owned(), detail }));
+            return Ok(Err(OpenError::NotAStore {
+                file: name.to_owned(),
+                detail,
+            }));
         }
         Err(error) => return Err(error.into()),
     };
@@ -207,12 +222,19 @@ fn guarded<T>(
     match caught(work) {
         Ok(Ok(opened)) => opened,
         Ok(Err(error)) => Err(open_error(file, error)),
-        Err(detail) => Err(OpenError::Corrupt { file: file.to_owned(), detail }),
+        Err(detail) => Err(OpenError::Corrupt {
+            file: file.to_owned(),
+            detail,
+        }),
     }
 }
 
 fn io_error(action: &'static str, file: &Path, source: io::Error) -> OpenError {
-    OpenError::Io { action, file: file.to_owned(), source }
+    OpenError::Io {
+        action,
+        file: file.to_owned(),
+        source,
+    }
 }
 
 fn open_error(file: &Path, error: RedbError) -> OpenError {
@@ -223,13 +245,22 @@ fn open_error(file: &Path, error: RedbError) -> OpenError {
             file,
             detail: format!("a redb file of format {version}, too old for this engine"),
         },
-        RedbError::Io(source) if source.kind() == ErrorKind::InvalidData => {
-            OpenError::NotAStore { file, detail: source.to_string() }
-        }
-        RedbError::Io(source) if source.kind() == ErrorKind::UnexpectedEof => {
-            OpenError::Corrupt { file, detail: "it ends too early".to_owned() }
-        }
-        RedbError::Io(source) => OpenError::Io { action: "read", file, source },
-        other => OpenError::Corrupt { file, detail: other.to_string() },
+        RedbError::Io(source) if source.kind() == ErrorKind::InvalidData => OpenError::NotAStore {
+            file,
+            detail: source.to_string(),
+        },
+        RedbError::Io(source) if source.kind() == ErrorKind::UnexpectedEof => OpenError::Corrupt {
+            file,
+            detail: "it ends too early".to_owned(),
+        },
+        RedbError::Io(source) => OpenError::Io {
+            action: "read",
+            file,
+            source,
+        },
+        other => OpenError::Corrupt {
+            file,
+            detail: other.to_string(),
+        },
     }
 }

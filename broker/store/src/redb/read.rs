@@ -51,7 +51,11 @@ impl RedbSnapshot {
     ) -> Result<Self, ReadError> {
         let tables = [const { OnceCell::new() }; Space::COUNT];
         match begun {
-            Ok(Ok(transaction)) => Ok(Self { tables, transaction, gate }),
+            Ok(Ok(transaction)) => Ok(Self {
+                tables,
+                transaction,
+                gate,
+            }),
             Ok(Err(error)) => Err(report(&gate, Space::Meta, &[], Fault::Engine(error))),
             Err(panic) => Err(report_damage(&gate, Space::Meta, &[], panic)),
         }
@@ -118,7 +122,10 @@ impl Snapshot for RedbSnapshot {
                     return Ok(page);
                 }
                 let value = opened(space, key, stored)?;
-                page.rows.push(Row { key: Key::from(key), value });
+                page.rows.push(Row {
+                    key: Key::from(key),
+                    value,
+                });
             }
         })
     }
@@ -127,9 +134,11 @@ impl Snapshot for RedbSnapshot {
         if start > at {
             return Ok(None);
         }
-        self.read(space, at, |table| match table.range::<&[u8]>(start..=at)?.next_back() {
-            Some(row) => Ok(Some(Key::from(row?.0.value()))),
-            None => Ok(None),
+        self.read(space, at, |table| {
+            match table.range::<&[u8]>(start..=at)?.next_back() {
+                Some(row) => Ok(Some(Key::from(row?.0.value()))),
+                None => Ok(None),
+            }
         })
     }
 }
@@ -148,8 +157,15 @@ fn report(gate: &Gate, space: Space, key: &[u8], fault: Fault) -> ReadError {
         Fault::Engine(RedbError::DatabaseClosed) => ReadError::Closed { file: file() },
         Fault::Engine(error @ (RedbError::Io(_) | RedbError::PreviousIo)) => {
             let detail = error.to_string();
-            gate.stop(StopCause::Io { file: file(), detail: detail.clone() });
-            ReadError::Io { file: file(), space, detail }
+            gate.stop(StopCause::Io {
+                file: file(),
+                detail: detail.clone(),
+            });
+            ReadError::Io {
+                file: file(),
+                space,
+                detail,
+            }
         }
         // Whatever else redb says of a read, only a damaged file can make it say: a table that is
         // missing, of another type, or poisoned by an earlier panic.
@@ -159,7 +175,14 @@ fn report(gate: &Gate, space: Space, key: &[u8], fault: Fault) -> ReadError {
 
 /// Damage stops the shard: the disk that lost this value is not one to acknowledge more on.
 fn report_damage(gate: &Gate, space: Space, key: &[u8], detail: String) -> ReadError {
-    let error = ReadError::Corrupt { file: gate.file.clone(), space, key: key.to_vec(), detail };
-    gate.stop(StopCause::Corrupt { detail: error.to_string() });
+    let error = ReadError::Corrupt {
+        file: gate.file.clone(),
+        space,
+        key: key.to_vec(),
+        detail,
+    };
+    gate.stop(StopCause::Corrupt {
+        detail: error.to_string(),
+    });
     error
 }

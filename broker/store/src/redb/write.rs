@@ -27,7 +27,11 @@ pub(super) struct RedbEngine {
 
 impl RedbEngine {
     pub(super) fn new(database: Shared, file: PathBuf, recovery: Recovery) -> Self {
-        Self { database, file, recovery }
+        Self {
+            database,
+            file,
+            recovery,
+        }
     }
 
     fn begin(&self, durability: Durability) -> Result<WriteTransaction, RedbError> {
@@ -78,7 +82,11 @@ impl Engine for RedbEngine {
     }
 
     fn close(&mut self) {
-        let database = self.database.write().unwrap_or_else(PoisonError::into_inner).take();
+        let database = self
+            .database
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         // Dropped outside the lock: it commits the allocator's state, which takes a sync.
         drop(database);
     }
@@ -126,13 +134,22 @@ fn stop_cause(file: &std::path::Path, error: RedbError) -> StopCause {
     match error {
         RedbError::Io(error) => match error.kind() {
             ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
-                StopCause::DiskFull { file, detail: error.to_string() }
+                StopCause::DiskFull {
+                    file,
+                    detail: error.to_string(),
+                }
             }
-            _ => StopCause::Io { file, detail: error.to_string() },
+            _ => StopCause::Io {
+                file,
+                detail: error.to_string(),
+            },
         },
-        RedbError::Corrupted(detail) => {
-            StopCause::Corrupt { detail: format!("{} is damaged: {detail}", file.display()) }
-        }
-        other => StopCause::Io { file, detail: other.to_string() },
+        RedbError::Corrupted(detail) => StopCause::Corrupt {
+            detail: format!("{} is damaged: {detail}", file.display()),
+        },
+        other => StopCause::Io {
+            file,
+            detail: other.to_string(),
+        },
     }
 }

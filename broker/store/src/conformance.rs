@@ -1,0 +1,367 @@
+//! What every engine must do, whatever is behind it. Each engine's tests call [`suite`].
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+
+use crate::batch::{BatchRefused, Durability, Key, WriteBatch};
+use crate::error::{CommitError, ReadError};
+use crate::limits::QUEUE_BYTES;
+use crate::space::Space;
+use crate::store::{Committed, Direction, Health, Row, ScanLimit, ScanPage, Store};
+
+type Open<'a> = &'a dyn Fn() -> Arc<dyn Store>;
+
+/// Runs the whole suite; `open` gives a new, empty store each time.
+pub(crate) fn suite(open: Open<'_>) {
+    reads_what_was_written(&*open());
+    spaces_are_apart(&*open());
+    operations_apply_in_order(&*open());
+    a_snapshot_stands_still(&*open());
+    scans_end_where_they_are_told(&*open());
+    callbacks_run_in_order_and_see_their_batch(&open());
+    a_callback_never_runs_within_submit(&open());
+    a_refused_batch_harms_nobody(&*open());
+    a_full_queue_waits_and_then_goes_on(&*open());
+    interval_batches_are_visible_at_once(&*open());
+    closing_commits_what_is_queued(&open());
+    random_operations_agree_with_a_map(open);
+}
+
+fn wait<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap()
+        .block_on(future)
+}
+
+fn commit(store: &dyn Store, fill: impl FnOnce(&mut WriteBatch)) -> Committed {
+    let mut batch = WriteBatch::new();
+    fill(&mut batch);
+    wait(store.commit(batch)).unwrap()
+}
+
+fn get(store: &dyn Store, space: Space, key: &str) -> Option<Bytes> {
+    store
+        .snapshot()
+        .unwrap()
+        .get(space, key.as_bytes())
+        .unwrap()
+}
+
+fn scan(store: &dyn Store, range: Range<&str>, direction: Direction, limit: ScanLimit) -> ScanPage {
+    let range = range.start.as_bytes()..range.end.as_bytes();
+    store
+        .snapshot()
+        .unwrap()
+        .scan(Space::Catalog, range, direction, limit)
+        .unwrap()
+}
+
+fn keys(page: &ScanPage) -> Vec<&str> {
+    page.rows
+        .iter()
+        .map(|row| str::from_utf8(&row.key).unwrap())
+        .collect()
+}
+
+fn reads_what_was_written(store: &dyn Store) {
+    assert_eq!(get(store, Space::Meta, "a"), None);
+    let first = commit(store, |batch| batch.put(Space::Meta, "a", "one"));
+    assert_eq!(get(store, Space::Meta, "a").unwrap(), "one");
+    let second = commit(store, |batch| {
+        batch.put_parts(Space::Meta, "a", ["tw", "", "o"].map(Bytes::from));
+        batch.put(Space::Meta, "empty", "");
+    });
+    assert_eq!(get(store, Space::Meta, "a").unwrap(), "two");
+    assert_eq!(get(store, Space::Meta, "empty").unwrap(), "");
+    commit(store, |batch| batch.delete(Space::Meta, "a"));
+    assert_eq!(get(store, Space::Meta, "a"), None);
+    assert!(first.commit < second.commit);
+    assert_eq!(first.durability, Durability::Sync);
+    assert_eq!(store.stats().batches, 3);
+    assert!(matches!(*store.health().borrow(), Health::Serving));
+}
+
+fn spaces_are_apart(store: &dyn Store) {
+    for space in Space::ALL {
+        commit(store, |batch| batch.put(space, "same key", space.name()));
+    }
+    for space in Space::ALL {
+        assert_eq!(get(store, space, "same key").unwrap(), space.name());
+    }
+}
+
+fn operations_apply_in_order(store: &dyn Store) {
+    commit(store, |batch| {
+        for key in ["a", "b", "c", "d"] {
+            batch.put(Space::Catalog, key, "old");
+        }
+        batch.delete_range(Space::Catalog, Key::from("b")..Key::from("d"));
+        batch.put(Space::Catalog, "c", "new");
+        batch.delete(Space::Catalog, "a");
+        batch.delete(Space::Catalog, "never there");
+        batch.delete_range(Space::Catalog, Key::from("z")..Key::from("a"));
+    });
+    let page = scan(store, "a".."z", Direction::Forward, ScanLimit::rows(9));
+    assert_eq!(keys(&page), ["c", "d"]);
+    assert_eq!(page.rows[0].value, "new");
+}
+
+fn a_snapshot_stands_still(store: &dyn Store) {
+    commit(store, |batch| batch.put(Space::Meta, "a", "before"));
+    let snapshot = store.snapshot().unwrap();
+    commit(store, |batch| batch.put(Space::Meta, "a", "after"));
+    commit(store, |batch| batch.put(Space::Catalog, "b", "after"));
+    assert_eq!(snapshot.get(Space::Meta, b"a").unwrap().unwrap(), "before");
+    assert_eq!(snapshot.get(Space::Catalog, b"b").unwrap(), None);
+    assert_eq!(get(store, Space::Meta, "a").unwrap(), "after");
+}
+
+fn scans_end_where_they_are_told(store: &dyn Store) {
+    commit(store, |batch| {
+        for key in ["a", "b", "c", "d"] {
+            batch.put(Space::Catalog, key, vec![0; 10_000]);
+        }
+    });
+    let check = |range: Range<&str>, direction, limit, expected: &[&str], more| {
+        let page = scan(store, range.clone(), direction, limit);
+        assert_eq!(
+            (keys(&page), page.more),
+            (expected.to_vec(), more),
+            "{range:?} {limit:?}"
+        );
+    };
+    use Direction::{Backward, Forward};
+    let all = ScanLimit::rows(usize::MAX);
+    check("a".."d", Forward, all, &["a", "b", "c"], false);
+    check("a".."e", Backward, all, &["d", "c", "b", "a"], false);
+    check("b".."b", Forward, all, &[], false);
+    check("c".."b", Forward, all, &[], false);
+    check("a".."e", Forward, ScanLimit::rows(2), &["a", "b"], true);
+    check(
+        "a".."e",
+        Forward,
+        ScanLimit::rows(4),
+        &["a", "b", "c", "d"],
+        false,
+    );
+    check("a".."e", Backward, ScanLimit::ONE, &["d"], true);
+    check(
+        "a".."e",
+        Forward,
+        ScanLimit::bytes(25_000),
+        &["a", "b"],
+        true,
+    );
+    check("a".."e", Forward, ScanLimit::bytes(1), &["a"], true);
+    check("a".."e", Forward, ScanLimit::rows(0), &[], true);
+
+    let floor = |start: &str, at: &str| {
+        let snapshot = store.snapshot().unwrap();
+        snapshot
+            .floor_key(Space::Catalog, start.as_bytes(), at.as_bytes())
+            .unwrap()
+    };
+    assert_eq!(floor("a", "cc"), Some(Key::from("c")));
+    assert_eq!(floor("a", "c"), Some(Key::from("c")));
+    assert_eq!(floor("cc", "cz"), None);
+    assert_eq!(floor("d", "a"), None);
+}
+
+fn callbacks_run_in_order_and_see_their_batch(store: &Arc<dyn Store>) {
+    let (sender, receiver) = mpsc::channel();
+    for number in 0..500u32 {
+        let mut batch = WriteBatch::new();
+        batch.put(Space::Records, number.to_be_bytes(), "");
+        let permit = store.try_reserve(batch.byte_len()).unwrap().unwrap();
+        let (sender, reader) = (sender.clone(), Arc::clone(store));
+        let done = move |result: Result<Committed, CommitError>| {
+            let visible = reader
+                .snapshot()
+                .unwrap()
+                .get(Space::Records, &number.to_be_bytes());
+            sender
+                .send((number, visible.unwrap().is_some(), result.unwrap().commit))
+                .unwrap();
+        };
+        store.submit(permit, batch, Box::new(done));
+    }
+    drop(sender);
+    let seen: Vec<_> = receiver.iter().collect();
+    assert_eq!(seen.len(), 500);
+    assert!(
+        seen.iter().all(|&(_, visible, _)| visible),
+        "acknowledged but not visible"
+    );
+    assert!(seen.is_sorted_by_key(|&(number, _, commit)| (number, commit)));
+}
+
+fn a_callback_never_runs_within_submit(store: &Arc<dyn Store>) {
+    // A caller may hold the very lock that its callback takes, also when the store is closed.
+    let lock = Arc::new(Mutex::new(()));
+    let (sender, receiver) = mpsc::channel();
+    let (first, second) = (store.try_reserve(100), store.try_reserve(100));
+    for (permit, closed) in [(first, false), (second, true)] {
+        if closed {
+            store.close();
+        }
+        let held = lock.lock().unwrap();
+        let (sender, lock) = (sender.clone(), Arc::clone(&lock));
+        let done = move |result: Result<Committed, CommitError>| {
+            drop(lock.lock().unwrap());
+            sender.send(result).unwrap();
+        };
+        store.submit(permit.unwrap().unwrap(), WriteBatch::new(), Box::new(done));
+        drop(held);
+        let result = receiver.recv().unwrap();
+        assert_eq!(
+            matches!(result, Err(CommitError::Closed)),
+            closed,
+            "{result:?}"
+        );
+        assert_eq!(result.is_ok(), !closed);
+    }
+}
+
+fn a_refused_batch_harms_nobody(store: &dyn Store) {
+    let mut bad = WriteBatch::new();
+    bad.put(Space::Meta, "half", "must not be stored");
+    bad.put(Space::Meta, "", "no key");
+    let refused = wait(store.commit(bad)).unwrap_err();
+    let expected = BatchRefused::KeyLen {
+        space: Space::Meta,
+        len: 0,
+    };
+    assert!(matches!(refused, CommitError::Refused(reason) if reason == expected));
+    assert_eq!(get(store, Space::Meta, "half"), None);
+    commit(store, |batch| batch.put(Space::Meta, "next", "fine"));
+}
+
+fn a_full_queue_waits_and_then_goes_on(store: &dyn Store) {
+    let all = store.try_reserve(QUEUE_BYTES).unwrap().unwrap();
+    assert!(store.try_reserve(1).unwrap().is_none());
+    let mut batch = WriteBatch::new();
+    batch.put(Space::Meta, "late", "but stored");
+    let mut waiting = store.commit(batch);
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    assert!(waiting.as_mut().poll(&mut context).is_pending());
+    assert_eq!(get(store, Space::Meta, "late"), None);
+    drop(all);
+    wait(waiting).unwrap();
+    assert_eq!(get(store, Space::Meta, "late").unwrap(), "but stored");
+}
+
+fn interval_batches_are_visible_at_once(store: &dyn Store) {
+    let mut batch = WriteBatch::with_durability(Durability::Interval);
+    batch.put(Space::Meta, "soon", "durable");
+    let committed = wait(store.commit(batch)).unwrap();
+    assert_eq!(committed.durability, Durability::Interval);
+    assert_eq!(get(store, Space::Meta, "soon").unwrap(), "durable");
+    let synced = commit(store, |batch| batch.put(Space::Meta, "now", "durable"));
+    assert_eq!(synced.durability, Durability::Sync);
+}
+
+fn closing_commits_what_is_queued(store: &Arc<dyn Store>) {
+    let (sender, receiver) = mpsc::channel();
+    for number in 0..100u32 {
+        let mut batch = WriteBatch::new();
+        batch.put(Space::Records, number.to_be_bytes(), vec![0; 5000]);
+        let permit = store.try_reserve(batch.byte_len()).unwrap().unwrap();
+        let sender = sender.clone();
+        store.submit(
+            permit,
+            batch,
+            Box::new(move |result| sender.send(result).unwrap()),
+        );
+    }
+    store.close();
+    drop(sender);
+    assert_eq!(receiver.iter().filter(Result::is_ok).count(), 100);
+    store.close();
+    assert!(matches!(store.try_reserve(1), Err(CommitError::Closed)));
+    assert!(matches!(
+        wait(store.commit(WriteBatch::new())),
+        Err(CommitError::Closed)
+    ));
+    assert!(matches!(store.snapshot(), Err(ReadError::Closed { .. })));
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Put(u8, u16),
+    Delete(u8),
+    DeleteRange(u8, u8),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Vec<Step>>> {
+    let step = prop_oneof![
+        4 => (any::<u8>(), 0..6000u16).prop_map(|(key, len)| Step::Put(key, len)),
+        2 => any::<u8>().prop_map(Step::Delete),
+        1 => any::<(u8, u8)>().prop_map(|(start, end)| Step::DeleteRange(start, end)),
+    ];
+    prop::collection::vec(prop::collection::vec(step, 0..12), 1..8)
+}
+
+fn random_operations_agree_with_a_map(open: Open<'_>) {
+    let config = Config {
+        cases: 24,
+        failure_persistence: None,
+        ..Config::default()
+    };
+    let checked = TestRunner::new(config).run(&steps(), |batches| {
+        let store = open();
+        let mut model = BTreeMap::<Key, Bytes>::new();
+        for steps in batches {
+            let mut batch = WriteBatch::new();
+            for step in steps {
+                apply(&mut batch, &mut model, &step);
+            }
+            wait(store.commit(batch)).unwrap();
+            let snapshot = store.snapshot().unwrap();
+            for direction in [Direction::Forward, Direction::Backward] {
+                let limit = ScanLimit::rows(usize::MAX);
+                let page = snapshot
+                    .scan(Space::Blobs, &[0]..&[0xFF, 0], direction, limit)
+                    .unwrap();
+                let row = |(key, value): (&Key, &Bytes)| Row {
+                    key: key.clone(),
+                    value: value.clone(),
+                };
+                let mut expected: Vec<Row> = model.iter().map(row).collect();
+                if direction == Direction::Backward {
+                    expected.reverse();
+                }
+                prop_assert_eq!(page.rows, expected);
+            }
+        }
+        Ok(())
+    });
+    checked.unwrap();
+}
+
+fn apply(batch: &mut WriteBatch, model: &mut BTreeMap<Key, Bytes>, step: &Step) {
+    match *step {
+        Step::Put(key, len) => {
+            let value = Bytes::from(vec![key; usize::from(len)]);
+            batch.put(Space::Blobs, [key], value.clone());
+            model.insert([key].into(), value);
+        }
+        Step::Delete(key) => {
+            batch.delete(Space::Blobs, [key]);
+            model.remove(&Key::from([key]));
+        }
+        Step::DeleteRange(start, end) => {
+            let range = Key::from([start])..Key::from([end]);
+            model.retain(|key, _| !range.contains(key));
+            batch.delete_range(Space::Blobs, range);
+        }
+    }
+}
