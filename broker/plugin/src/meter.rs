@@ -1,0 +1,207 @@
+//! Polls a guest under a CPU deadline.
+//!
+//! A running guest yields at every epoch tick; each poll is measured by the CPU clock of the
+//! thread, so neither a busy machine nor the tasks in between count against the guest. Fuel is
+//! not used: it costs a third to a half of guest time and is not time.
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
+
+/// What a runner has used so far. Readable at any time.
+#[derive(Debug, Default)]
+pub struct Usage {
+    cpu_ns: AtomicU64,
+    calls: AtomicU64,
+    records: AtomicU64,
+    failures: AtomicU64,
+    starts: AtomicU64,
+}
+
+impl Usage {
+    /// CPU time spent in the guest and in moving its data, starts included.
+    #[must_use]
+    pub fn cpu(&self) -> Duration {
+        Duration::from_nanos(self.cpu_ns.load(Ordering::Relaxed))
+    }
+
+    /// Calls begun.
+    #[must_use]
+    pub fn calls(&self) -> u64 {
+        self.calls.load(Ordering::Relaxed)
+    }
+
+    /// Records handed to the plugin.
+    #[must_use]
+    pub fn records(&self) -> u64 {
+        self.records.load(Ordering::Relaxed)
+    }
+
+    /// Calls and starts that ended in an error of any kind.
+    #[must_use]
+    pub fn failures(&self) -> u64 {
+        self.failures.load(Ordering::Relaxed)
+    }
+
+    /// Instances made.
+    #[must_use]
+    pub fn starts(&self) -> u64 {
+        self.starts.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn count_call(&self, records: usize) {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        self.records.fetch_add(records as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn count_failure(&self) {
+        self.failures.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn count_start(&self) {
+        self.starts.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn add_cpu(&self, time: Duration) {
+        let ns = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        self.cpu_ns.fetch_add(ns, Ordering::Relaxed);
+    }
+}
+
+/// CPU time of the calling thread.
+fn thread_cpu() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(
+        u64::try_from(time.tv_sec).unwrap_or(0),
+        u32::try_from(time.tv_nsec).unwrap_or(0),
+    )
+}
+
+/// Notes that a guest gave way at a tick. It does not wake the task: `metered` comes back by
+/// itself, through the scheduler's queue for tasks that give way. A plain wake would put the task
+/// straight back in the run queue, and a current-thread runtime would then look at timers and
+/// sockets only every 61 polls.
+#[derive(Debug, Default)]
+struct Yielded(AtomicBool);
+
+impl Wake for Yielded {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Why a guest was stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cut {
+    /// Its CPU time was up.
+    Cpu,
+    /// It waited for something other than its next turn.
+    Waited,
+}
+
+/// The waker with which a runner polls its guests.
+#[derive(Clone, Debug)]
+pub(crate) struct Meter {
+    yielded: Arc<Yielded>,
+    waker: Waker,
+}
+
+impl Meter {
+    pub(crate) fn new() -> Self {
+        let yielded = Arc::new(Yielded::default());
+        Self { waker: Waker::from(Arc::clone(&yielded)), yielded }
+    }
+
+    /// Runs `guest` until it ends or has used `deadline`; adds what it used to `usage` and
+    /// `spent`.
+    pub(crate) async fn run<F: Future>(
+        &self,
+        guest: F,
+        deadline: Duration,
+        usage: &Usage,
+        spent: &mut Duration,
+    ) -> Result<F::Output, Cut> {
+        let mut guest = pin!(guest);
+        let mut used = Duration::ZERO;
+        loop {
+            let step = poll_fn(|_| {
+                let begun = thread_cpu();
+                let step = guest.as_mut().poll(&mut Context::from_waker(&self.waker));
+                let time = thread_cpu().saturating_sub(begun);
+                used += time;
+                usage.add_cpu(time);
+                Poll::Ready(step)
+            });
+            let step = step.await;
+            if let Poll::Ready(output) = step {
+                *spent += used;
+                return Ok(output);
+            }
+            if used >= deadline {
+                *spent += used;
+                return Err(Cut::Cpu);
+            }
+            tokio::task::yield_now().await;
+            // By now every wake that was on its way has arrived.
+            if !self.yielded.0.swap(false, Ordering::Relaxed) {
+                *spent += used;
+                return Err(Cut::Waited);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run<F: Future>(guest: F, deadline: Duration) -> (Result<F::Output, Cut>, Duration) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        let mut spent = Duration::ZERO;
+        let usage = Usage::default();
+        let result = runtime.block_on(Meter::new().run(guest, deadline, &usage, &mut spent));
+        assert_eq!(usage.cpu(), spent);
+        (result, spent)
+    }
+
+    #[test]
+    fn a_future_that_gives_way_is_resumed() {
+        let guest = async {
+            for _ in 0..10 {
+                tokio::task::yield_now().await;
+            }
+            7
+        };
+        assert_eq!(run(guest, Duration::from_secs(1)).0, Ok(7));
+    }
+
+    #[test]
+    fn a_future_that_never_ends_is_cut_at_its_cpu_deadline() {
+        let guest = async {
+            loop {
+                std::hint::black_box((0..1000).sum::<u64>());
+                tokio::task::yield_now().await;
+            }
+        };
+        let deadline = Duration::from_millis(5);
+        let (result, spent): (Result<(), _>, _) = run(guest, deadline);
+        assert_eq!(result, Err(Cut::Cpu));
+        assert!(spent >= deadline, "{spent:?}");
+    }
+
+    #[test]
+    fn a_future_that_waits_is_cut_at_once() {
+        let (result, spent) = run(std::future::pending::<()>(), Duration::from_secs(10));
+        assert_eq!(result, Err(Cut::Waited));
+        assert!(spent < Duration::from_secs(1), "{spent:?}");
+    }
+}
