@@ -4,6 +4,11 @@
 //! exported macros of two worlds that share an interface have the same name. A macro that runs in
 //! another crate needs the WIT by absolute path, and only a build script knows that.
 
+#![allow(
+    clippy::print_stdout,
+    reason = "it is how a build script speaks to cargo"
+)]
+
 use std::path::PathBuf;
 use std::{env, fs};
 

@@ -28,12 +28,17 @@ impl Transform for EnrichHeader {
         if headers.is_empty() {
             return Err("add at least one header.<name> = <field>".to_owned());
         }
-        Ok(Self { headers, output: init.first_output()? })
+        Ok(Self {
+            headers,
+            output: init.first_output()?,
+        })
     }
 
     fn transform(&mut self, record: &Record<'_>, out: &mut Emitter) -> Result<(), String> {
         let mut draft = out.emit(self.output);
-        let Some(json) = record.value() else { return Ok(()) };
+        let Some(json) = record.value() else {
+            return Ok(());
+        };
         draft.headers_of(record);
         for (name, field) in &self.headers {
             if let Some(value) = field.find(json).map_err(|error| error.to_string())? {

@@ -50,7 +50,11 @@ impl Integer {
             "i" => 1 << (bytes * 8 - 1),
             _ => return None,
         };
-        Some(Self { bytes, big_endian, bias })
+        Some(Self {
+            bytes,
+            big_endian,
+            bias,
+        })
     }
 
     fn max(self) -> u64 {
@@ -60,7 +64,9 @@ impl Integer {
     /// The constant as it is compared; none if it is not of this type.
     fn constant(self, text: &str) -> Option<u64> {
         let value = text.parse::<i128>().ok()? + i128::from(self.bias);
-        u64::try_from(value).ok().filter(|&value| value <= self.max())
+        u64::try_from(value)
+            .ok()
+            .filter(|&value| value <= self.max())
     }
 
     #[inline]
@@ -103,15 +109,25 @@ impl Filter for FilterField {
             _ => return Err(format!("op = {operator:?}: one of == != < <= > >=")),
         };
         let offset = init.parse_or("offset", 0)?;
-        Ok(Self { offset, integer, least, width: greatest - least, inside })
+        Ok(Self {
+            offset,
+            integer,
+            least,
+            width: greatest - least,
+            inside,
+        })
     }
 
     #[inline]
     fn filter(&mut self, record: &Record<'_>) -> Verdict {
-        let integer = record.value().and_then(|value| self.integer.read(value, self.offset));
-        Verdict::keep_if(integer.is_some_and(|integer| {
-            (integer.wrapping_sub(self.least) <= self.width) == self.inside
-        }))
+        let integer = record
+            .value()
+            .and_then(|value| self.integer.read(value, self.offset));
+        Verdict::keep_if(
+            integer.is_some_and(|integer| {
+                (integer.wrapping_sub(self.least) <= self.width) == self.inside
+            }),
+        )
     }
 }
 

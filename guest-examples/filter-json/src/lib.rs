@@ -31,16 +31,25 @@ impl Filter for FilterJson {
             Some("keep") => Verdict::Keep,
             Some("dead-letter") | None => Verdict::DeadLetter,
             Some(other) => {
-                return Err(format!("malformed = {other:?}: one of drop, keep, dead-letter"));
+                return Err(format!(
+                    "malformed = {other:?}: one of drop, keep, dead-letter"
+                ));
             }
         };
-        Ok(Self { condition, malformed })
+        Ok(Self {
+            condition,
+            malformed,
+        })
     }
 
     #[inline]
     fn filter(&mut self, record: &Record<'_>) -> Verdict {
-        let Some(value) = record.value() else { return Verdict::Drop };
-        self.condition.holds(value).map_or(self.malformed, Verdict::keep_if)
+        let Some(value) = record.value() else {
+            return Verdict::Drop;
+        };
+        self.condition
+            .holds(value)
+            .map_or(self.malformed, Verdict::keep_if)
     }
 }
 

@@ -97,7 +97,11 @@ impl Condition {
         if !usable {
             return Err("true, false and null have no order, and only strings contain".to_owned());
         }
-        Ok(Self { path, operator, constant })
+        Ok(Self {
+            path,
+            operator,
+            constant,
+        })
     }
 
     /// Whether the condition holds for a JSON text. It does not hold if the field is missing or
@@ -107,7 +111,9 @@ impl Condition {
     /// If the text is not JSON, as far as it had to be read.
     #[inline]
     pub fn holds(&self, json: &[u8]) -> Result<bool, Malformed> {
-        let Some(value) = self.path.find(json)? else { return Ok(false) };
+        let Some(value) = self.path.find(json)? else {
+            return Ok(false);
+        };
         Ok(match &self.constant {
             Constant::Number(constant) => number(value)
                 .and_then(|number| number.partial_cmp(constant))

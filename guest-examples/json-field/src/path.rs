@@ -33,9 +33,15 @@ impl FromStr for Path {
             return Err(NotAPath);
         }
         let Some(pointer) = text.strip_prefix('/') else {
-            return Ok(Self { steps: vec![text.as_bytes().to_vec()] });
+            return Ok(Self {
+                steps: vec![text.as_bytes().to_vec()],
+            });
         };
-        let steps = pointer.split('/').map(resolve).collect::<Option<_>>().ok_or(NotAPath)?;
+        let steps = pointer
+            .split('/')
+            .map(resolve)
+            .collect::<Option<_>>()
+            .ok_or(NotAPath)?;
         Ok(Self { steps })
     }
 }
@@ -74,7 +80,9 @@ impl Path {
                 Some(_) => return Ok(None),
                 None => return Err(Malformed),
             };
-            let Some((start, _)) = found else { return Ok(None) };
+            let Some((start, _)) = found else {
+                return Ok(None);
+            };
             at = start;
         }
         Ok(found.map(|(start, end)| &json[start..end]))
@@ -129,8 +137,12 @@ fn all(
             Ok(())
         }
         b'[' => {
-            let Some(index) = position(step) else { return Ok(()) };
-            let Some((start, end)) = element(json, value.start, index)? else { return Ok(()) };
+            let Some(index) = position(step) else {
+                return Ok(());
+            };
+            let Some((start, end)) = element(json, value.start, index)? else {
+                return Ok(());
+            };
             all(json, start..end, rest, found)
         }
         _ => Ok(()),

@@ -47,7 +47,11 @@ impl<'a> Members<'a> {
     /// value that is not an object is an error at the first step.
     #[must_use]
     pub fn new(json: &'a [u8], at: usize) -> Self {
-        Self { json, at: skip_space(json, at), before: b'{' }
+        Self {
+            json,
+            at: skip_space(json, at),
+            before: b'{',
+        }
     }
 
     /// After the last member: where the text behind the object's brace begins.
@@ -86,7 +90,11 @@ impl<'a> Members<'a> {
         let end = value_end(json, start)?;
         self.at = skip_space(json, end);
         self.before = b',';
-        Ok(Some(Member { name, value: &json[start..end], start }))
+        Ok(Some(Member {
+            name,
+            value: &json[start..end],
+            start,
+        }))
     }
 }
 

@@ -77,7 +77,9 @@ impl Region {
         let [longitude, latitude] = &*FIELDS;
         let longitude = longitude.find(json)?.and_then(number);
         let latitude = latitude.find(json)?.and_then(number);
-        Ok(longitude.zip(latitude).map(|(longitude, latitude)| Self::of(longitude, latitude)))
+        Ok(longitude
+            .zip(latitude)
+            .map(|(longitude, latitude)| Self::of(longitude, latitude)))
     }
 
     /// Its number, smaller than the number of regions.

@@ -27,25 +27,40 @@ impl Transform for Redact {
 
     fn init(init: &Init) -> Result<Self, String> {
         init.config_only(&["fields", "with"])?;
-        let parse = |name: &str| name.parse().map_err(|error| format!("fields: {name:?}: {error}"));
-        let fields = init.list("fields").map(parse).collect::<Result<Vec<_>, _>>()?;
+        let parse = |name: &str| {
+            name.parse()
+                .map_err(|error| format!("fields: {name:?}: {error}"))
+        };
+        let fields = init
+            .list("fields")
+            .map(parse)
+            .collect::<Result<Vec<_>, _>>()?;
         if fields.is_empty() {
             return Err("fields is missing: name at least one field to blank".to_owned());
         }
         let with = init.get("with").unwrap_or("null").as_bytes().to_vec();
         let output = init.first_output()?;
-        Ok(Self { fields, with, output, found: Vec::new() })
+        Ok(Self {
+            fields,
+            with,
+            output,
+            found: Vec::new(),
+        })
     }
 
     fn transform(&mut self, record: &Record<'_>, out: &mut Emitter) -> Result<(), String> {
         self.found.clear();
         if let Some(json) = record.value() {
             for field in &self.fields {
-                field.find_all(json, &mut self.found).map_err(|error| error.to_string())?;
+                field
+                    .find_all(json, &mut self.found)
+                    .map_err(|error| error.to_string())?;
             }
         }
         let mut draft = out.emit(self.output);
-        let Some(json) = record.value().filter(|_| !self.found.is_empty()) else { return Ok(()) };
+        let Some(json) = record.value().filter(|_| !self.found.is_empty()) else {
+            return Ok(());
+        };
         self.found.sort_unstable_by_key(|range| range.start);
         draft.value_with(|data| {
             let mut copied = 0;

@@ -18,7 +18,9 @@ impl Partitioner for RouteByRegion {
     }
 
     fn partition(&mut self, record: &Record<'_>, partitions: u32) -> u32 {
-        let region = record.value().and_then(|json| Region::of_json(json).ok().flatten());
+        let region = record
+            .value()
+            .and_then(|json| Region::of_json(json).ok().flatten());
         region.map_or_else(
             || {
                 let hash = stable_hash(record.key().unwrap_or_default());

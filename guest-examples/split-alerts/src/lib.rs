@@ -41,7 +41,11 @@ impl AlertShape {
     #[must_use]
     pub fn new(threshold: f64) -> Self {
         let path = |name: &str| name.parse::<Path>().expect("a name is a path");
-        Self { threshold, id: path("id"), copied: COPIED.map(path) }
+        Self {
+            threshold,
+            id: path("id"),
+            copied: COPIED.map(path),
+        }
     }
 
     /// The alert for an earthquake; none if it is not strong enough or has no magnitude.
@@ -67,7 +71,10 @@ impl AlertShape {
             value.extend_from_slice(path.find(json)?.unwrap_or(b"null"));
         }
         value.push(b'}');
-        Ok(Some(Alert { key: id.and_then(string).map(|id| id.into_owned()), value }))
+        Ok(Some(Alert {
+            key: id.and_then(string).map(|id| id.into_owned()),
+            value,
+        }))
     }
 }
 
@@ -90,15 +97,23 @@ impl Transform for SplitAlerts {
         init.config_only(&["threshold"])?;
         let threshold: f64 = init.parse_or("threshold", 4.5)?;
         if !threshold.is_finite() {
-            return Err(format!("threshold = {threshold}: a magnitude is a number like 4.5"));
+            return Err(format!(
+                "threshold = {threshold}: a magnitude is a number like 4.5"
+            ));
         }
         let shape = AlertShape::new(threshold);
-        Ok(Self { shape, alerts: init.output("alerts")?, log: init.output("log")? })
+        Ok(Self {
+            shape,
+            alerts: init.output("alerts")?,
+            log: init.output("log")?,
+        })
     }
 
     fn transform(&mut self, record: &Record<'_>, out: &mut Emitter) -> Result<(), String> {
         out.emit(self.log);
-        let Some(json) = record.value() else { return Ok(()) };
+        let Some(json) = record.value() else {
+            return Ok(());
+        };
         if let Some(alert) = self.shape.alert(json).map_err(|error| error.to_string())? {
             let mut draft = out.emit(self.alerts);
             draft.value(&alert.value);

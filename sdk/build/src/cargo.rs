@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
 
-use crate::{Artifact, BuildError, Options, TARGET, environment, message};
+use crate::{Artifact, BuildError, Options, Progress, TARGET, environment, message};
 
 /// Lines of cargo's that an error repeats: enough for a compiler's error, not for a whole build.
 const ERROR_LINES: usize = 200;
@@ -16,7 +16,7 @@ pub(crate) fn run(
     directory: &Path,
     target: &Path,
     options: &Options,
-    say: &mut dyn FnMut(&str),
+    say: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Vec<Artifact>, BuildError> {
     let mut command = arguments(environment::cargo(), directory, target, options);
     let tool = command.get_program().to_string_lossy().into_owned();
@@ -40,7 +40,7 @@ pub(crate) fn run(
                 .collect()
         });
         for line in lines(stderr) {
-            say(&line);
+            say(Progress::Cargo(&line));
             tail.push_back(line);
             if tail.len() > ERROR_LINES {
                 tail.pop_front();
@@ -138,7 +138,7 @@ mod tests {
             &target,
             &Options::default(),
             &mut |line| {
-                said.push(line.to_owned());
+                said.push(format!("{line:?}"));
             },
         );
         let error = result.expect_err("it does not compile").to_string();

@@ -29,6 +29,15 @@ pub struct Options {
     pub packages: Vec<String>,
 }
 
+/// A line about the progress of a build.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress<'a> {
+    /// The target is being added, or was: the machine changes, so a person should see it.
+    Target(&'a str),
+    /// What cargo says of its own work.
+    Cargo(&'a str),
+}
+
 /// One component that was built.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Artifact {
@@ -93,8 +102,7 @@ pub enum BuildError {
 /// profile with SIMD, and returns them sorted by name.
 ///
 /// Everything that is written goes to `target`, a directory of this build's own. A `Cargo.lock`
-/// in `directory` is used as it is. Lines of progress, from cargo and about an added target, go
-/// to `say` as they come.
+/// in `directory` is used as it is. Lines of progress go to `say` as they come.
 ///
 /// # Errors
 /// Each of [`BuildError`] says what to do.
@@ -102,7 +110,7 @@ pub fn build(
     directory: &Path,
     target: &Path,
     options: &Options,
-    say: &mut dyn FnMut(&str),
+    say: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Vec<Artifact>, BuildError> {
     if !directory.join("Cargo.toml").is_file() {
         return Err(BuildError::NoManifest(directory.to_owned()));

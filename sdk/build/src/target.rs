@@ -7,14 +7,17 @@ use std::io;
 use std::path::Path;
 use std::process::Output;
 
-use crate::{BuildError, TARGET, environment};
+use crate::{BuildError, Progress, TARGET, environment};
 
 /// The one command that gives a machine without rustup what plugins need.
 pub const INSTALL_RUSTUP: &str =
     "curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y -t wasm32-wasip2";
 
 /// Makes sure that the toolchain which is active in `directory` has the target.
-pub(crate) fn ensure(directory: &Path, say: &mut dyn FnMut(&str)) -> Result<(), BuildError> {
+pub(crate) fn ensure(
+    directory: &Path,
+    say: &mut dyn FnMut(Progress<'_>),
+) -> Result<(), BuildError> {
     if is_installed(directory)? {
         return Ok(());
     }
@@ -23,9 +26,9 @@ pub(crate) fn ensure(directory: &Path, say: &mut dyn FnMut(&str)) -> Result<(), 
     if environment::is_offline() {
         return Err(BuildError::Offline { command: spelled });
     }
-    say(&format!(
+    say(Progress::Target(&format!(
         "the Rust target {TARGET} is missing; running: {spelled}"
-    ));
+    )));
     let output = run("rustup", &command, directory).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => BuildError::NoRustup,
         _ => BuildError::Start {
@@ -40,7 +43,9 @@ pub(crate) fn ensure(directory: &Path, say: &mut dyn FnMut(&str)) -> Result<(), 
             output,
         });
     }
-    say(&format!("the Rust target {TARGET} is installed"));
+    say(Progress::Target(&format!(
+        "the Rust target {TARGET} is installed"
+    )));
     Ok(())
 }
 

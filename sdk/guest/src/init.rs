@@ -131,6 +131,11 @@ impl Init {
             .map(|(_, value)| value.as_str())
     }
 
+    /// The configuration keys that were given, in order.
+    pub fn keys(&self) -> impl Iterator<Item = &str> {
+        self.config.iter().map(|(key, _)| key.as_str())
+    }
+
     /// A configuration value, parsed; none if the key was not given.
     ///
     /// # Errors

@@ -17,15 +17,30 @@ pub const ACTS: [&str; 10] = [
     "huge-error",
 ];
 /// Deeds of every kind of plugin, done in `init`.
-pub const IN_INIT: [&str; 5] =
-    ["init-fails", "spin-in-init", "trap-in-init", "eat-memory-in-init", "flood-logs-in-init"];
+pub const IN_INIT: [&str; 5] = [
+    "init-fails",
+    "spin-in-init",
+    "trap-in-init",
+    "eat-memory-in-init",
+    "flood-logs-in-init",
+];
 /// Errors that every kind of plugin reports, which are not hostile but need an answer.
-pub const ERRORS: [&str; 5] =
-    ["retry", "fatal", "bad-record", "bad-record-on-poison", "bad-record-out-of-range"];
+pub const ERRORS: [&str; 5] = [
+    "retry",
+    "fatal",
+    "bad-record",
+    "bad-record-on-poison",
+    "bad-record-out-of-range",
+];
 /// Nonsense of filters.
 pub const FILTER: [&str; 4] = ["too-few", "too-many", "unknown-verdict", "flood-output"];
 /// Nonsense of partitioners.
-pub const PARTITIONER: [&str; 4] = ["too-few", "too-many", "partition-out-of-range", "flood-output"];
+pub const PARTITIONER: [&str; 4] = [
+    "too-few",
+    "too-many",
+    "partition-out-of-range",
+    "flood-output",
+];
 /// Nonsense of transforms.
 pub const TRANSFORM: [&str; 19] = [
     "half-a-row",

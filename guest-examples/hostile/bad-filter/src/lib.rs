@@ -8,8 +8,8 @@ mod bindings {
     wit_bindgen::generate!({ path: "../../../wit", world: "filter-module" });
 }
 
-use bindings::exports::millstream::plugin::lifecycle::{self, InitContext, Needs};
 use bindings::exports::millstream::plugin::filter;
+use bindings::exports::millstream::plugin::lifecycle::{self, InitContext, Needs};
 use bindings::millstream::plugin::types::{Batch, Error};
 use bindings::millstream::plugin::{config, logging, metrics};
 

@@ -11,9 +11,9 @@ mod bindings {
 
 use bindings::exports::millstream::plugin::lifecycle::{self, InitContext, Needs};
 use bindings::exports::millstream::plugin::transform;
+use bindings::millstream::plugin::outputs::OutBatch;
 use bindings::millstream::plugin::types::{Batch, Error};
 use bindings::millstream::plugin::{config, logging, metrics};
-use bindings::millstream::plugin::outputs::OutBatch;
 
 /// The offset or partition that leaves things as they are, and the length that is absent.
 const NONE: u32 = u32::MAX;
@@ -46,7 +46,12 @@ fn nonsense(mode: &str, honest: &OutBatch, records: u32) -> Option<OutBatch> {
     let row = |column: usize, value: u32| {
         let mut spans = honest.spans.clone();
         spans[column] = value;
-        OutBatch { data: b"data".to_vec(), timestamps: vec![], spans, headers: vec![] }
+        OutBatch {
+            data: b"data".to_vec(),
+            timestamps: vec![],
+            spans,
+            headers: vec![],
+        }
     };
     let span = |column: usize, offset: u32, length: u32| {
         let mut out = row(column, offset);
@@ -58,10 +63,19 @@ fn nonsense(mode: &str, honest: &OutBatch, records: u32) -> Option<OutBatch> {
         headers: header.to_vec(),
         ..span(7, 0, 1)
     };
-    let stamps = |count: u32| OutBatch { timestamps: vec![1; count as usize], ..row(0, 0) };
+    let stamps = |count: u32| OutBatch {
+        timestamps: vec![1; count as usize],
+        ..row(0, 0)
+    };
     Some(match mode {
-        "half-a-row" => OutBatch { spans: honest.spans[1..].to_vec(), ..row(0, 0) },
-        "half-a-header" => OutBatch { headers: vec![0, 1, 0], ..row(0, 0) },
+        "half-a-row" => OutBatch {
+            spans: honest.spans[1..].to_vec(),
+            ..row(0, 0)
+        },
+        "half-a-header" => OutBatch {
+            headers: vec![0, 1, 0],
+            ..row(0, 0)
+        },
         "too-few-timestamps" => OutBatch {
             spans: [&honest.spans[..], &KEPT].concat(),
             ..stamps(records)
@@ -74,19 +88,30 @@ fn nonsense(mode: &str, honest: &OutBatch, records: u32) -> Option<OutBatch> {
         "value-out-of-bounds" => span(5, 5, 0),
         "value-overflows" => span(5, NONE - 15, 32),
         "headers-out-of-bounds" => span(7, 0, 1),
-        "header-count-overflows" => OutBatch { headers: vec![0; 4], ..span(7, 1, NONE) },
+        "header-count-overflows" => OutBatch {
+            headers: vec![0; 4],
+            ..span(7, 1, NONE)
+        },
         "header-name-out-of-bounds" => header(b"n", [0, 2, 0, 0]),
         "header-name-not-utf8" => header(b"\xff\xfe", [0, 2, 0, 0]),
         "header-name-empty" => header(b"n", [0, 0, 0, 1]),
         "header-value-absent" => header(b"n", [0, 1, 0, NONE]),
-        "flood-records" => OutBatch { spans: KEPT.repeat(1 << 20), ..row(0, 0) },
+        "flood-records" => OutBatch {
+            spans: KEPT.repeat(1 << 20),
+            ..row(0, 0)
+        },
         "flood-bytes" => {
             let value = [0, 0, NONE, NONE, 0, 0, 1 << 20, NONE, 0];
-            OutBatch { data: vec![b'x'; 1 << 20], spans: value.repeat(4_096), ..row(0, 0) }
+            OutBatch {
+                data: vec![b'x'; 1 << 20],
+                spans: value.repeat(4_096),
+                ..row(0, 0)
+            }
         }
-        "oversized-record" => {
-            OutBatch { data: vec![b'x'; 48 << 20], ..span(5, 0, 48 << 20) }
-        }
+        "oversized-record" => OutBatch {
+            data: vec![b'x'; 48 << 20],
+            ..span(5, 0, 48 << 20)
+        },
         _ => return None,
     })
 }

@@ -29,7 +29,12 @@ impl processor::Guest for Plugin {
         counts.put(b"seen", &seen.to_le_bytes());
         let at = timers::now() + 1_000;
         let clock = timers::Clock::ProcessingTime;
-        timers::set(&timers::Timer { clock, at, key: b"seen".to_vec(), tag: 0 });
+        timers::set(&timers::Timer {
+            clock,
+            at,
+            key: b"seen".to_vec(),
+            tag: 0,
+        });
         Ok(nothing())
     }
 
@@ -39,7 +44,12 @@ impl processor::Guest for Plugin {
 }
 
 fn nothing() -> OutBatch {
-    OutBatch { data: vec![], timestamps: vec![], spans: vec![], headers: vec![] }
+    OutBatch {
+        data: vec![],
+        timestamps: vec![],
+        spans: vec![],
+        headers: vec![],
+    }
 }
 
 #[allow(unsafe_code)]

@@ -26,12 +26,21 @@ impl Filter for Peek {
             got("a listener", TcpListener::bind("127.0.0.1:0")),
             got("a datagram socket", UdpSocket::bind("127.0.0.1:0")),
             got("an address", "localhost:80".to_socket_addrs()),
-            got("a variable", env::vars().next().ok_or(io::ErrorKind::NotFound.into())),
-            got("an argument", env::args().nth(1).ok_or(io::ErrorKind::NotFound.into())),
-            got("input", io::read_to_string(io::stdin()).and_then(|text| match text.is_empty() {
-                true => Err(io::ErrorKind::UnexpectedEof.into()),
-                false => Ok(text),
-            })),
+            got(
+                "a variable",
+                env::vars().next().ok_or(io::ErrorKind::NotFound.into()),
+            ),
+            got(
+                "an argument",
+                env::args().nth(1).ok_or(io::ErrorKind::NotFound.into()),
+            ),
+            got(
+                "input",
+                io::read_to_string(io::stdin()).and_then(|text| match text.is_empty() {
+                    true => Err(io::ErrorKind::UnexpectedEof.into()),
+                    false => Ok(text),
+                }),
+            ),
         ];
         info!("found {}", found.iter().filter(|&&found| found).count());
         info!("time passes: {}", time_passes());
