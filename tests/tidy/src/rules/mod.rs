@@ -1,0 +1,6 @@
+//! The rules, by what they look at.
+
+pub mod crates;
+pub mod docs;
+pub mod shape;
+pub mod words;

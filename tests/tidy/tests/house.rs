@@ -1,0 +1,129 @@
+//! Runs every house rule over the tree of the repository.
+
+use std::path::PathBuf;
+
+use millstream_tidy::Finding;
+use millstream_tidy::rules::{crates, docs, shape, words};
+use millstream_tidy::source::{Source, parse_all};
+use millstream_tidy::tree::{self, File};
+
+fn files() -> Vec<File> {
+    let files = tree::read(&tree::root()).expect("the repository can be read");
+    assert!(files.len() > 50, "only {} files were found", files.len());
+    files
+}
+
+fn sources(files: &[File]) -> Vec<Source> {
+    parse_all(files).expect("what ends in .rs is Rust")
+}
+
+/// Fails with every finding, each with its place and what to do.
+fn expect_none(findings: impl IntoIterator<Item = Finding>) {
+    let list: Vec<String> = findings.into_iter().map(|f| f.to_string()).collect();
+    assert!(
+        list.is_empty(),
+        "{} findings:\n{}",
+        list.len(),
+        list.join("\n")
+    );
+}
+
+fn is_manifest(file: &File) -> bool {
+    file.name() == "Cargo.toml"
+        && ["sdk/", "broker/", "tests/"]
+            .iter()
+            .any(|top| file.path.starts_with(top))
+}
+
+#[test]
+fn files_are_short_clean_and_well_named() {
+    expect_none(
+        files()
+            .iter()
+            .flat_map(|f| shape::lines(f).into_iter().chain(shape::name(f))),
+    );
+}
+
+#[test]
+fn modules_say_what_they_are_for_and_functions_are_short() {
+    expect_none(sources(&files()).iter().flat_map(shape::rust));
+}
+
+#[test]
+fn the_top_level_is_as_it_was_laid_out() {
+    let names = tree::top_level(&tree::root()).expect("the repository can be read");
+    expect_none(shape::top_level(&names));
+}
+
+#[test]
+fn banned_words_stay_in_their_homes() {
+    expect_none(sources(&files()).iter().flat_map(words::banned));
+}
+
+#[test]
+fn exceptions_are_used() {
+    assert_eq!(words::stale_homes(&sources(&files())), Vec::<String>::new());
+}
+
+#[test]
+fn nothing_is_left_for_later() {
+    expect_none(files().iter().flat_map(|f| words::notes(&f.path, &f.text)));
+}
+
+#[test]
+fn crates_know_only_whom_they_may() {
+    let files = files();
+    expect_none(
+        files
+            .iter()
+            .filter(|f| is_manifest(f))
+            .flat_map(crates::manifest),
+    );
+}
+
+#[test]
+fn the_workspace_has_every_crate() {
+    let files = files();
+    let root = files
+        .iter()
+        .find(|f| f.path == "Cargo.toml")
+        .expect("the root has a manifest");
+    let found: Vec<String> = files
+        .iter()
+        .filter(|f| is_manifest(f))
+        .map(|f| f.path.trim_end_matches("/Cargo.toml").to_owned())
+        .collect();
+    expect_none(crates::members(root, &found));
+}
+
+#[test]
+fn links_lead_somewhere() {
+    let pages: Vec<File> = files().into_iter().filter(|f| f.is("md")).collect();
+    let root = tree::root();
+    let exists = |path: &str| root.join(PathBuf::from(path)).exists();
+    expect_none(pages.iter().flat_map(|p| docs::links(p, &pages, &exists)));
+}
+
+#[test]
+fn every_page_is_in_the_book() {
+    let pages: Vec<File> = files().into_iter().filter(|f| f.is("md")).collect();
+    expect_none(docs::summary(&pages));
+}
+
+#[test]
+fn the_table_of_error_codes_is_the_code() {
+    let files = files();
+    let find = |path: &str| {
+        files
+            .iter()
+            .find(|f| f.path == path)
+            .expect("the file is there")
+    };
+    let rows = docs::code_rows(&find("sdk/proto/src/code.rs").text);
+    assert!(
+        rows.len() > 20,
+        "only {} codes were found: is the reader still right?",
+        rows.len()
+    );
+    expect_none(docs::code_table(find("docs/protocol.md"), &rows));
+}
