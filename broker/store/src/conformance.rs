@@ -177,7 +177,7 @@ fn scans_end_where_they_are_told(store: &dyn Store) {
 }
 
 fn callbacks_run_in_order_and_see_their_batch(store: &Arc<dyn Store>) {
-    let (sender, receiver) = mpsc::channel();
+    let (sender, receiver) = mpsc::sync_channel(1024);
     for number in 0..500u32 {
         let mut batch = WriteBatch::new();
         batch.put(Space::Records, number.to_be_bytes(), "");
@@ -207,7 +207,7 @@ fn callbacks_run_in_order_and_see_their_batch(store: &Arc<dyn Store>) {
 fn a_callback_never_runs_within_submit(store: &Arc<dyn Store>) {
     // A caller may hold the very lock that its callback takes, also when the store is closed.
     let lock = Arc::new(Mutex::new(()));
-    let (sender, receiver) = mpsc::channel();
+    let (sender, receiver) = mpsc::sync_channel(1024);
     let (first, second) = (store.try_reserve(100), store.try_reserve(100));
     for (permit, closed) in [(first, false), (second, true)] {
         if closed {
@@ -270,7 +270,7 @@ fn interval_batches_are_visible_at_once(store: &dyn Store) {
 }
 
 fn closing_commits_what_is_queued(store: &Arc<dyn Store>) {
-    let (sender, receiver) = mpsc::channel();
+    let (sender, receiver) = mpsc::sync_channel(1024);
     for number in 0..100u32 {
         let mut batch = WriteBatch::new();
         batch.put(Space::Records, number.to_be_bytes(), vec![0; 5000]);

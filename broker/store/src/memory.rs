@@ -97,9 +97,9 @@ struct MemoryEngine {
 }
 
 impl Engine for MemoryEngine {
-    fn apply<'a>(
+    fn apply(
         &mut self,
-        batches: &mut dyn Iterator<Item = &'a WriteBatch>,
+        batches: &mut dyn Iterator<Item = &WriteBatch>,
         _durability: Durability,
     ) -> Result<(), StopCause> {
         let mut shared = self.rows.write().unwrap_or_else(PoisonError::into_inner);

@@ -18,9 +18,9 @@ use crate::store::Committed;
 pub(crate) trait Engine: Send + 'static {
     /// Applies `batches` in order, all or nothing, together with everything applied before if
     /// `durability` is [`Durability::Sync`].
-    fn apply<'a>(
+    fn apply(
         &mut self,
-        batches: &mut dyn Iterator<Item = &'a WriteBatch>,
+        batches: &mut dyn Iterator<Item = &WriteBatch>,
         durability: Durability,
     ) -> Result<(), StopCause>;
 
@@ -105,9 +105,9 @@ impl<E: Engine> Writer<E> {
         self.answer(jobs, &result);
     }
 
-    fn apply<'a>(
+    fn apply(
         &mut self,
-        batches: &mut dyn Iterator<Item = &'a WriteBatch>,
+        batches: &mut dyn Iterator<Item = &WriteBatch>,
         durability: Durability,
     ) -> Result<Committed, CommitError> {
         let applied = caught(|| self.engine.apply(batches, durability)).unwrap_or_else(|detail| {

@@ -65,9 +65,9 @@ pub(super) fn begin(
 }
 
 impl Engine for RedbEngine {
-    fn apply<'a>(
+    fn apply(
         &mut self,
-        batches: &mut dyn Iterator<Item = &'a WriteBatch>,
+        batches: &mut dyn Iterator<Item = &WriteBatch>,
         durability: Durability,
     ) -> Result<(), StopCause> {
         let applied = self.begin(durability).and_then(|transaction| {
