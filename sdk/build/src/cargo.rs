@@ -158,8 +158,6 @@ mod tests {
             &Options::default(),
             &mut |_| {},
         );
-        assert!(
-            matches!(result, Err(crate::BuildError::NoManifest(path)) if path == directory.path())
-        );
+        assert!(matches!(result, Err(BuildError::NoManifest(path)) if path == directory.path()));
     }
 }
