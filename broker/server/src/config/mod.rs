@@ -1,0 +1,211 @@
+//! How the broker is set up: a TOML file, read once at the start and checked whole.
+//!
+//! [`raw`] is the file as it is written; [`Config`] is what the rest of the broker sees, with
+//! every value in its range and every path resolved. What is absent: anything that can be changed
+//! while the broker runs (topics, plugins, access rules) lives in the store, and nothing is read
+//! from the environment.
+//!
+//! ```
+//! use std::path::Path;
+//! let text = r#"
+//!     listen = "127.0.0.1:7440"
+//!     data_dir = "data"
+//!     admins = ["spiffe://millstream.local/ops/admin"]
+//!     [tls]
+//!     cert = "server.pem"
+//!     key = "server.key"
+//!     client_ca = "ca.pem"
+//! "#;
+//! let config = millstream_broker::Config::from_toml(text, Path::new("/etc/millstream"))?;
+//! assert_eq!(config.data_dir, Path::new("/etc/millstream/data"));
+//! # Ok::<(), millstream_broker::config::ConfigError>(())
+//! ```
+
+mod raw;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use millstream_plugin::EngineConfig;
+use millstream_plugin::limits::Limits;
+use millstream_proto::Principal;
+
+use crate::limits::{DEFAULT_MTU, MAX_CONNECTIONS, TAIL_BYTES};
+
+/// How the broker is set up. Made by [`Config::load`], [`Config::from_toml`] or [`Config::new`].
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Config {
+    /// Where to listen; port 0 lets the system choose one.
+    pub listen: SocketAddr,
+    /// The directory of the store, its cache of compiled plugins and nothing else.
+    pub data_dir: PathBuf,
+    /// Who may do everything. Everybody else may do what access rules allow.
+    pub admins: Vec<Principal>,
+    /// Certificates.
+    pub tls: TlsFiles,
+    /// QUIC.
+    pub transport: TransportConfig,
+    /// The store and what is kept of it in memory.
+    pub storage: StorageConfig,
+    /// Plugins.
+    pub plugins: PluginsConfig,
+}
+
+/// The files that prove who is who, all PEM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TlsFiles {
+    /// The broker's certificate, followed by intermediates if there are some.
+    pub cert: PathBuf,
+    /// Its private key; refused when others than its owner may read it.
+    pub key: PathBuf,
+    /// The authorities that vouch for clients.
+    pub client_ca: PathBuf,
+    /// Certificate revocation lists of those authorities; read at the start.
+    pub revocation_lists: Vec<PathBuf>,
+}
+
+impl TlsFiles {
+    /// The three files that there must be.
+    pub fn new(
+        cert: impl Into<PathBuf>,
+        key: impl Into<PathBuf>,
+        client_ca: impl Into<PathBuf>,
+    ) -> Self {
+        Self {
+            cert: cert.into(),
+            key: key.into(),
+            client_ca: client_ca.into(),
+            revocation_lists: Vec::new(),
+        }
+    }
+}
+
+/// Settings of the QUIC listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TransportConfig {
+    /// Largest UDP payload that path discovery tries, in bytes, 1200 to 6500. Above 1452 only
+    /// where every link carries it: loopback, or jumbo frames.
+    pub mtu: u16,
+    /// Most open connections; further ones are refused as overloaded.
+    pub max_connections: u32,
+}
+
+impl Default for TransportConfig {
+    fn default() -> Self {
+        Self { mtu: DEFAULT_MTU, max_connections: MAX_CONNECTIONS as u32 }
+    }
+}
+
+/// Settings of the store and the caches above it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StorageConfig {
+    /// Page cache of the store, in bytes.
+    pub cache_bytes: usize,
+    /// Newest records kept in memory over all partitions, in bytes, so that live consumers are
+    /// served without touching the store.
+    pub tail_bytes: usize,
+}
+
+impl Default for StorageConfig {
+    fn default() -> Self {
+        Self {
+            cache_bytes: millstream_store::limits::DEFAULT_CACHE_BYTES,
+            tail_bytes: TAIL_BYTES,
+        }
+    }
+}
+
+/// What plugins may use.
+#[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct PluginsConfig {
+    /// The engine that all share.
+    pub engine: EngineConfig,
+    /// The caps of each instance.
+    pub limits: Limits,
+}
+
+/// Why the broker's configuration cannot be used. Nothing was started.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration {}: {source}", file.display())]
+    Read {
+        /// The file.
+        file: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// Not TOML, an unknown key, or a value of the wrong type; the text shows the line.
+    #[error("the configuration cannot be understood: {0}")]
+    Syntax(String),
+    /// A value outside its range.
+    #[error("the configuration says {key} = {given}, but {expected}")]
+    Value {
+        /// The key, with its table.
+        key: &'static str,
+        /// What the file says.
+        given: String,
+        /// What would be right, as the end of a sentence.
+        expected: String,
+    },
+    /// As [`ConfigError::Syntax`] or [`ConfigError::Value`], with the file's name.
+    #[error("{}: {source}", file.display())]
+    InFile {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
+        source: Box<ConfigError>,
+    },
+}
+
+impl Config {
+    /// Everything at its default but what has none. Nobody is an admin.
+    pub fn new(listen: SocketAddr, data_dir: impl Into<PathBuf>, tls: TlsFiles) -> Self {
+        Self {
+            listen,
+            data_dir: data_dir.into(),
+            admins: Vec::new(),
+            tls,
+            transport: TransportConfig::default(),
+            storage: StorageConfig::default(),
+            plugins: PluginsConfig::default(),
+        }
+    }
+
+    /// Reads a file. Relative paths in it are relative to its directory. Blocking.
+    ///
+    /// # Errors
+    /// [`ConfigError`] naming the file, and the key or line where it is one.
+    pub fn load(file: impl AsRef<Path>) -> Result<Self, ConfigError> {
+        let file = file.as_ref();
+        let text = std::fs::read_to_string(file)
+            .map_err(|source| ConfigError::Read { file: file.to_owned(), source })?;
+        let base = file.parent().unwrap_or(Path::new(""));
+        Self::from_toml(&text, base)
+            .map_err(|e| ConfigError::InFile { file: file.to_owned(), source: Box::new(e) })
+    }
+
+    /// Checks the text of a configuration; relative paths in it are relative to `base`.
+    ///
+    /// # Errors
+    /// [`ConfigError::Syntax`] or [`ConfigError::Value`]: the first thing that is wrong.
+    pub fn from_toml(text: &str, base: &Path) -> Result<Self, ConfigError> {
+        let raw: raw::Raw =
+            toml::from_str(text).map_err(|e| ConfigError::Syntax(e.to_string()))?;
+        raw.check(base)
+    }
+}
+
+/// A time in whole milliseconds.
+fn millis(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,215 @@
+//! The configuration file as it is written: optional keys, plain types, unknown keys refused.
+//!
+//! Each `check` takes its table apart whole, so that a new key breaks the build until something
+//! is done with it.
+
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+
+use millstream_plugin::EngineConfig;
+use millstream_plugin::limits::{Limits, MAX_INSTANCES};
+use serde::Deserialize;
+
+use super::{
+    Config, ConfigError, PluginsConfig, StorageConfig, TlsFiles, TransportConfig, millis,
+};
+use crate::limits::{CACHE_MIB, CONNECTIONS, MTU, TAIL_MIB};
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Raw {
+    listen: Option<String>,
+    data_dir: PathBuf,
+    #[serde(default)]
+    admins: Vec<String>,
+    tls: Tls,
+    #[serde(default)]
+    transport: Transport,
+    #[serde(default)]
+    storage: Storage,
+    #[serde(default)]
+    plugins: Plugins,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Tls {
+    cert: PathBuf,
+    key: PathBuf,
+    client_ca: PathBuf,
+    #[serde(default)]
+    revocation_lists: Vec<PathBuf>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Transport {
+    mtu: Option<u64>,
+    max_connections: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Storage {
+    cache_mib: Option<u64>,
+    tail_mib: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Plugins {
+    instances: Option<u64>,
+    memory_mib: Option<u64>,
+    call_cpu_ms: Option<u64>,
+    init_cpu_ms: Option<u64>,
+    cpu_share: Option<f64>,
+}
+
+/// The address of a broker whose configuration names none.
+const DEFAULT_LISTEN: &str = "127.0.0.1:7440";
+
+impl Raw {
+    pub(super) fn check(self, base: &Path) -> Result<Config, ConfigError> {
+        let Self { listen, data_dir, admins, tls, transport, storage, plugins } = self;
+        let listen = listen.unwrap_or_else(|| DEFAULT_LISTEN.to_owned());
+        let listen = listen.parse().map_err(|_| {
+            value("listen", &listen, "it must be an IP address and a port, as 0.0.0.0:7440")
+        })?;
+        if data_dir.as_os_str().is_empty() {
+            return Err(value("data_dir", "", "it must name a directory"));
+        }
+        let admins = admins.iter().map(|admin| {
+            admin.parse().map_err(|e: millstream_proto::NameError| {
+                value("admins", admin, &format!("each must be a principal: {e}"))
+            })
+        });
+        Ok(Config {
+            listen,
+            data_dir: base.join(data_dir),
+            admins: admins.collect::<Result<_, _>>()?,
+            tls: tls.check(base)?,
+            transport: transport.check()?,
+            storage: storage.check()?,
+            plugins: plugins.check()?,
+        })
+    }
+}
+
+impl Tls {
+    fn check(self, base: &Path) -> Result<TlsFiles, ConfigError> {
+        let Self { cert, key, client_ca, revocation_lists } = self;
+        let path = |name, path: PathBuf| {
+            if path.as_os_str().is_empty() {
+                return Err(value(name, "", "it must name a PEM file"));
+            }
+            Ok(base.join(path))
+        };
+        let lists = revocation_lists.into_iter().map(|list| path("tls.revocation_lists", list));
+        Ok(TlsFiles {
+            cert: path("tls.cert", cert)?,
+            key: path("tls.key", key)?,
+            client_ca: path("tls.client_ca", client_ca)?,
+            revocation_lists: lists.collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+impl Transport {
+    fn check(self) -> Result<TransportConfig, ConfigError> {
+        let Self { mtu, max_connections } = self;
+        let default = TransportConfig::default();
+        Ok(TransportConfig {
+            mtu: number("transport.mtu", mtu, MTU, default.mtu)?,
+            max_connections: number(
+                "transport.max_connections",
+                max_connections,
+                CONNECTIONS,
+                default.max_connections,
+            )?,
+        })
+    }
+}
+
+impl Storage {
+    fn check(self) -> Result<StorageConfig, ConfigError> {
+        let Self { cache_mib, tail_mib } = self;
+        let default = StorageConfig::default();
+        Ok(StorageConfig {
+            cache_bytes: mib("storage.cache_mib", cache_mib, CACHE_MIB, default.cache_bytes)?,
+            tail_bytes: mib("storage.tail_mib", tail_mib, TAIL_MIB, default.tail_bytes)?,
+        })
+    }
+}
+
+/// The keys of `[plugins]` that set a field of [`Limits`], by the field's name.
+const LIMIT_KEYS: [(&str, &str); 5] = [
+    ("memory_bytes", "plugins.memory_mib"),
+    ("high_water_bytes", "plugins.memory_mib"),
+    ("call_cpu", "plugins.call_cpu_ms"),
+    ("init_cpu", "plugins.init_cpu_ms"),
+    ("cpu_share", "plugins.cpu_share"),
+];
+
+impl Plugins {
+    fn check(self) -> Result<PluginsConfig, ConfigError> {
+        let Self { instances, memory_mib, call_cpu_ms, init_cpu_ms, cpu_share } = self;
+        let default = EngineConfig::default().instances;
+        let instances =
+            number("plugins.instances", instances, 1..=u64::from(MAX_INSTANCES), default)?;
+        let mut limits = Limits::default();
+        let most = (millstream_plugin::limits::MAX_MEMORY_BYTES >> 20) as u64;
+        limits.memory_bytes =
+            mib("plugins.memory_mib", memory_mib, 1..=most, limits.memory_bytes)?;
+        if memory_mib.is_some() {
+            // The same headroom below the cap as the default has.
+            limits.high_water_bytes = limits.memory_bytes / 4 * 3;
+        }
+        limits.call_cpu = call_cpu_ms.map_or(limits.call_cpu, millis);
+        limits.init_cpu = init_cpu_ms.map_or(limits.init_cpu, millis);
+        limits.cpu_share = cpu_share.unwrap_or(limits.cpu_share);
+        limits.check().map_err(|bad| {
+            let key = LIMIT_KEYS.iter().find(|(field, _)| *field == bad.name);
+            let key = key.map_or("plugins", |(_, key)| key);
+            value(key, &bad.given, &format!("it must be {}", bad.expected))
+        })?;
+        Ok(PluginsConfig { engine: EngineConfig { instances }, limits })
+    }
+}
+
+fn value(key: &'static str, given: &str, expected: &str) -> ConfigError {
+    ConfigError::Value { key, given: format!("{given:?}"), expected: expected.to_owned() }
+}
+
+fn within(key: &'static str, n: u64, range: &RangeInclusive<u64>) -> Result<u64, ConfigError> {
+    if range.contains(&n) {
+        return Ok(n);
+    }
+    Err(ConfigError::Value {
+        key,
+        given: n.to_string(),
+        expected: format!("{} to {} are allowed", range.start(), range.end()),
+    })
+}
+
+/// A whole number in its range, or the default; `range` must fit `T`.
+fn number<T: TryFrom<u64>>(
+    key: &'static str,
+    given: Option<u64>,
+    range: RangeInclusive<u64>,
+    default: T,
+) -> Result<T, ConfigError> {
+    let Some(given) = given else { return Ok(default) };
+    let n = within(key, given, &range)?;
+    T::try_from(n).map_err(|_| value(key, &n.to_string(), "it is too large for this machine"))
+}
+
+/// A size given in MiB as bytes, or the default, which is in bytes.
+fn mib(
+    key: &'static str,
+    given: Option<u64>,
+    range: RangeInclusive<u64>,
+    default: usize,
+) -> Result<usize, ConfigError> {
+    let Some(given) = given else { return Ok(default) };
+    number(key, Some(given), range, 0).map(|mib: usize| mib << 20)
+}

@@ -1,0 +1,106 @@
+#![allow(clippy::unwrap_used, reason = "a panic is a test's way to fail")]
+
+use super::*;
+
+const LEAST: &str = r#"
+    data_dir = "data"
+    [tls]
+    cert = "server.pem"
+    key = "/keys/server.key"
+    client_ca = "ca.pem"
+"#;
+
+fn read(text: &str) -> Result<Config, ConfigError> {
+    Config::from_toml(text, Path::new("/etc/m"))
+}
+
+/// `LEAST` with `text` as further tables, must be refused in words that hold `expected`.
+fn refused(text: &str, expected: &str) {
+    let e = read(&format!("{LEAST}\n{text}")).unwrap_err().to_string();
+    assert!(e.contains(expected), "{e}");
+}
+
+#[test]
+fn the_least_configuration_gets_the_defaults() {
+    let config = read(LEAST).unwrap();
+    let tls = TlsFiles::new("/etc/m/server.pem", "/keys/server.key", "/etc/m/ca.pem");
+    assert_eq!(config, Config::new("127.0.0.1:7440".parse().unwrap(), "/etc/m/data", tls));
+}
+
+#[test]
+fn every_key_reaches_its_place() {
+    let config = read(
+        r#"
+        listen = "[::1]:1"
+        data_dir = "/d"
+        admins = ["spiffe://d/ops/root"]
+        [tls]
+        cert = "c"
+        key = "k"
+        client_ca = "a"
+        revocation_lists = ["r"]
+        [transport]
+        mtu = 6500
+        max_connections = 7
+        [storage]
+        cache_mib = 9
+        tail_mib = 10
+        [plugins]
+        instances = 11
+        memory_mib = 12
+        call_cpu_ms = 13
+        init_cpu_ms = 14
+        cpu_share = 0.5
+        "#,
+    )
+    .unwrap();
+    assert_eq!(config.listen, "[::1]:1".parse().unwrap());
+    assert_eq!(config.admins, ["spiffe://d/ops/root".parse().unwrap()]);
+    assert_eq!(config.tls.revocation_lists, [PathBuf::from("/etc/m/r")]);
+    assert_eq!(config.transport, TransportConfig { mtu: 6500, max_connections: 7 });
+    assert_eq!(config.storage, StorageConfig { cache_bytes: 9 << 20, tail_bytes: 10 << 20 });
+    let PluginsConfig { engine, limits } = config.plugins;
+    assert_eq!(engine.instances, 11);
+    assert_eq!((limits.memory_bytes, limits.high_water_bytes), (12 << 20, 9 << 20));
+    assert_eq!((limits.call_cpu, limits.init_cpu), (millis(13), millis(14)));
+    assert!((limits.cpu_share - 0.5).abs() < f64::EPSILON);
+}
+
+#[test]
+fn an_unknown_key_is_refused_by_name() {
+    refused("[transport]\nmut = 1452", "mut");
+    refused("[quota]", "quota");
+}
+
+#[test]
+fn a_value_out_of_range_is_refused_with_its_key_and_range() {
+    refused("[transport]\nmtu = 9000", "transport.mtu = 9000, but 1200 to 6500");
+    refused("[transport]\nmax_connections = 0", "transport.max_connections");
+    refused("[storage]\ntail_mib = 0", "storage.tail_mib");
+    refused("[storage]\ncache_mib = 18446744073709551615", "storage.cache_mib");
+    refused("[plugins]\ninstances = 1000000", "plugins.instances");
+    refused("[plugins]\nmemory_mib = 100000", "plugins.memory_mib");
+    refused("[plugins]\ncall_cpu_ms = 0", "plugins.call_cpu_ms");
+    refused("[plugins]\ncpu_share = 1.5", "plugins.cpu_share");
+}
+
+#[test]
+fn what_is_not_an_address_or_a_principal_is_refused() {
+    let e = read(&format!("listen = \"localhost\"\n{LEAST}")).unwrap_err().to_string();
+    assert!(e.contains("listen") && e.contains("0.0.0.0:7440"), "{e}");
+    let e = read(&format!("admins = [\"root\"]\n{LEAST}")).unwrap_err().to_string();
+    assert!(e.contains("admins") && e.contains("spiffe://"), "{e}");
+}
+
+#[test]
+fn a_file_is_named_in_its_errors() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("millstream.toml");
+    let e = Config::load(&file).unwrap_err().to_string();
+    assert!(e.contains("cannot read") && e.contains("millstream.toml"), "{e}");
+    std::fs::write(&file, "data_dir = 3").unwrap();
+    let e = Config::load(&file).unwrap_err().to_string();
+    assert!(e.contains("millstream.toml") && e.contains("data_dir"), "{e}");
+    std::fs::write(&file, LEAST).unwrap();
+    assert_eq!(Config::load(&file).unwrap().data_dir, dir.path().join("data"));
+}

@@ -1,0 +1,104 @@
+//! Every cap of the broker that clients need not know.
+
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use millstream_proto::limits::{MAX_MESSAGE_BYTES, MAX_PAGE, MAX_PARTITIONS};
+
+// Data plane.
+
+/// Bytes of recent batches kept in memory for live consumers, over all topics.
+pub const TAIL_BYTES: usize = 24 << 20;
+/// Batches smaller than this are copied out of the network's receive buffer, so
+/// that a small record does not keep a large buffer alive.
+pub const COPY_BELOW_BYTES: usize = 8 << 10;
+/// Batches of one producer's stream that may be on their way: read, not yet answered.
+pub const MAX_IN_FLIGHT_BATCHES: usize = 1024;
+/// Batches of one producer's stream that may be at the topic's plugins at the same time.
+pub const CHAIN_DEPTH: usize = 16;
+/// Bytes read from the store in one go for a reader that lags.
+pub const READ_CHUNK_BYTES: usize = 1 << 20;
+/// Readers of the store at work at the same time, over all subscriptions.
+pub const COLD_READERS: usize = 4;
+/// Producers whose state is kept in memory per topic while no stream is open.
+pub const IDLE_PRODUCERS: usize = 1024;
+/// How often retention looks at partitions without being asked.
+pub const RETENTION_INTERVAL: Duration = Duration::from_secs(1);
+/// Bytes that retention removes in one commit.
+pub const RETENTION_STEP_BYTES: u64 = 4 << 20;
+
+// Connections.
+
+/// Streams that one connection may have open at the same time.
+pub const MAX_STREAMS: u32 = 128;
+/// Connections at the same time.
+pub const MAX_CONNECTIONS: usize = 10_000;
+/// Handshakes at the same time; further ones are refused and may try again.
+pub const MAX_HANDSHAKES: usize = 64;
+/// Time for a handshake, and for the first frame of a stream.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A connection that is silent for this long is closed. Clients send keep-alives.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Flow control window of one stream in bytes.
+pub const STREAM_WINDOW: u32 = 2 << 20;
+/// Flow control window of one connection in bytes.
+pub const CONNECTION_WINDOW: u32 = 32 << 20;
+/// Bytes sent and not yet acknowledged on one connection.
+pub const SEND_WINDOW: u64 = 16 << 20;
+/// Socket buffers in bytes; the system's default loses packets at a gigabyte per second.
+pub const SOCKET_BUFFER_BYTES: usize = 4 << 20;
+/// Time that open streams get to finish when the broker shuts down.
+pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes of one write of answers on a control or producer stream.
+pub const ANSWER_BYTES: usize = 64 << 10;
+
+// Configuration: what an operator may choose.
+
+/// Path discovery's largest UDP payload unless configured, in bytes.
+pub const DEFAULT_MTU: u16 = 1452;
+/// UDP payloads that may be configured, in bytes. Above about 6550 ten segments
+/// of one send pass 64 KiB, and the system refuses them.
+pub const MTU: RangeInclusive<u64> = 1200..=6500;
+/// Numbers of connections that may be configured.
+pub const CONNECTIONS: RangeInclusive<u64> = 1..=MAX_CONNECTIONS as u64;
+/// Sizes of the store's page cache that may be configured, in MiB.
+pub const CACHE_MIB: RangeInclusive<u64> = 1..=(64 << 10);
+/// Sizes of the tail cache that may be configured, in MiB.
+pub const TAIL_MIB: RangeInclusive<u64> = 1..=(64 << 10);
+
+// Control plane.
+
+/// Requests of one control stream at work at the same time; further ones wait in the stream.
+pub const CONTROL_IN_FLIGHT: usize = 32;
+/// Bytes that answers of one control stream may wait with before further requests are read.
+pub const CONTROL_ANSWERS_BYTES: usize = 4 << 20;
+/// Topics of one broker.
+pub const MAX_TOPICS: usize = 10_000;
+/// Partitions of one broker, over all topics: each costs some memory even when idle.
+pub const MAX_TOTAL_PARTITIONS: u64 = 100_000;
+/// Versions kept of one plugin. All of them fit one page of a listing.
+pub const MAX_PLUGIN_VERSIONS: usize = 500;
+/// Versions kept of all plugins.
+pub const MAX_TOTAL_PLUGIN_VERSIONS: usize = 10_000;
+/// Bytes of a topic's chain as it is stored, configuration included: a description of the topic
+/// must fit one message.
+pub const MAX_CHAIN_BYTES: usize = 768 << 10;
+/// Bytes that all access rules together take when encoded: they are listed in one message.
+pub const MAX_RULES_BYTES: usize = MAX_MESSAGE_BYTES - (1 << 10);
+/// Bytes of an answer that lists something; the rest is asked for by page.
+pub const PAGE_BYTES: usize = MAX_MESSAGE_BYTES - (8 << 10);
+/// Uploads at the same time, over all connections; each is held in memory whole.
+pub const MAX_UPLOADS: usize = 4;
+/// Time for an upload to arrive. Compiling it does not count.
+pub const UPLOAD_TIMEOUT: Duration = Duration::from_secs(120);
+/// Bytes of a deleted topic that are removed in one commit.
+pub const DELETE_STEP_BYTES: usize = 4 << 20;
+/// Small rows of a deleted topic that are removed in one commit.
+pub const DELETE_STEP_ROWS: usize = 10_000;
+
+const _: () = assert!(MAX_PLUGIN_VERSIONS <= MAX_PAGE);
+// A description holds the chain and at most 40 bytes for each partition.
+const _: () = assert!(MAX_CHAIN_BYTES + MAX_PARTITIONS as usize * 40 < MAX_MESSAGE_BYTES);
+
+const _: () = assert!(READ_CHUNK_BYTES <= TAIL_BYTES);
+const _: () = assert!(STREAM_WINDOW <= CONNECTION_WINDOW);

@@ -1,0 +1,127 @@
+#![allow(clippy::unwrap_used, reason = "a panic is a test's way to fail")]
+
+use std::fs;
+
+use proptest::prelude::*;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
+
+use super::*;
+
+struct Dir {
+    dir: tempfile::TempDir,
+    files: TlsFiles,
+}
+
+fn write_key(file: &Path, pem: &str, mode: u32) {
+    use std::os::unix::fs::PermissionsExt;
+    fs::write(file, pem).unwrap();
+    fs::set_permissions(file, fs::Permissions::from_mode(mode)).unwrap();
+}
+
+/// A directory with everything as it should be.
+fn good() -> Dir {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let mut ca = CertificateParams::new(Vec::new()).unwrap();
+    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let ca = CertifiedIssuer::self_signed(ca, KeyPair::generate().unwrap()).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let cert = CertificateParams::new(vec!["localhost".into()]).unwrap();
+    let cert = cert.signed_by(&key, &ca).unwrap();
+    fs::write(path("ca.pem"), ca.pem()).unwrap();
+    fs::write(path("server.pem"), cert.pem()).unwrap();
+    write_key(&path("server.key"), &key.serialize_pem(), 0o600);
+    let files = TlsFiles::new(path("server.pem"), path("server.key"), path("ca.pem"));
+    Dir { dir, files }
+}
+
+/// What `files` are refused with, in words.
+fn refused(files: &TlsFiles) -> String {
+    server_config(files).map(drop).unwrap_err().to_string()
+}
+
+#[test]
+fn good_files_give_a_strict_configuration() {
+    let Dir { dir: _dir, files } = good();
+    let config = server_config(&files).unwrap();
+    assert_eq!(config.alpn_protocols, [ALPN]);
+    assert_eq!((config.send_tls13_tickets, config.max_early_data_size), (0, 0));
+    assert!(!config.ticketer.enabled() && !config.session_storage.can_cache());
+    let suites = &config.crypto_provider().cipher_suites;
+    assert_eq!(suites[0].suite(), CipherSuite::TLS13_AES_128_GCM_SHA256);
+    assert!(config.ignore_client_order && suites.iter().all(|s| s.tls13().is_some()));
+    assert!(quic_server_config(&files).is_ok());
+}
+
+#[test]
+fn a_key_that_others_can_read_is_refused_with_the_remedy() {
+    let Dir { dir, files } = good();
+    let pem = fs::read_to_string(&files.key).unwrap();
+    for mode in [0o644, 0o640, 0o604, 0o620] {
+        let file = dir.path().join(format!("{mode:o}.key"));
+        write_key(&file, &pem, mode);
+        let e = refused(&TlsFiles { key: file, ..files.clone() });
+        assert!(e.contains(&format!("{mode:o}")) && e.contains("chmod 600"), "{e}");
+    }
+}
+
+#[test]
+fn every_wrong_file_is_named() {
+    let Dir { dir, files } = good();
+    let junk = dir.path().join("junk.pem");
+    write_key(&junk, "nothing here", 0o600);
+    for path in [junk, dir.path().join("missing.pem")] {
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        let with = |change: fn(&mut TlsFiles, PathBuf)| {
+            let mut files = files.clone();
+            change(&mut files, path.clone());
+            let e = refused(&files);
+            assert!(e.contains(&name), "{e}");
+        };
+        with(|files, path| files.cert = path);
+        with(|files, path| files.key = path);
+        with(|files, path| files.client_ca = path);
+        with(|files, path| files.revocation_lists = vec![path]);
+    }
+}
+
+#[test]
+fn a_key_of_another_certificate_is_refused() {
+    let (one, other) = (good(), good());
+    let e = refused(&TlsFiles { key: other.files.key, ..one.files });
+    assert!(e.contains("cannot be used together"), "{e}");
+}
+
+/// A self-signed certificate with these SAN URIs.
+fn certificate(uris: &[&str]) -> CertificateDer<'static> {
+    let mut params = CertificateParams::new(vec!["client".into()]).unwrap();
+    let uris = uris.iter().map(|uri| SanType::URI((*uri).try_into().unwrap()));
+    params.subject_alt_names.extend(uris);
+    params.self_signed(&KeyPair::generate().unwrap()).unwrap().der().clone()
+}
+
+#[test]
+fn the_principal_is_the_one_spiffe_uri() {
+    let of = |uris: &[&str]| principal(&[certificate(uris)]);
+    let who = of(&["spiffe://millstream.local/acme/ingest"]).unwrap();
+    assert_eq!(who.as_str(), "spiffe://millstream.local/acme/ingest");
+    assert_eq!(of(&[]), Err(NoIdentity::NotOneUri { found: 0 }));
+    let two = ["spiffe://d/acme/a", "spiffe://d/acme/b"];
+    assert_eq!(of(&two), Err(NoIdentity::NotOneUri { found: 2 }));
+    assert!(matches!(of(&["https://d/acme/a"]), Err(NoIdentity::NotPrincipal(_))));
+    assert!(matches!(of(&["spiffe://d/acme"]), Err(NoIdentity::NotPrincipal(_))));
+    assert_eq!(principal(&[]), Err(NoIdentity::NoCertificate));
+    let wire = WireError::from(of(&[]).unwrap_err());
+    assert_eq!(wire.code, ErrorCode::NoIdentity);
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_make_it_panic(bytes: Vec<u8>, cut in 0usize..400, flip: u8) {
+        let _ = principal(&[CertificateDer::from(bytes)]);
+        let mut good = certificate(&["spiffe://d/acme/a"]).to_vec();
+        let at = cut % good.len();
+        good[at] ^= flip;
+        let _ = principal(&[CertificateDer::from(good)]);
+    }
+}
