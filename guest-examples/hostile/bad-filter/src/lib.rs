@@ -3,7 +3,7 @@
 //! Configuration: `mode`, one of the deeds in `hostile-acts`; `behave` unless given, which keeps
 //! every record. Written against the bindings, since the SDK has no way to say such things.
 
-#[allow(missing_docs, unsafe_code)]
+#[allow(missing_docs, unsafe_code, clippy::all)]
 mod bindings {
     wit_bindgen::generate!({ path: "../../../wit", world: "filter-module" });
 }

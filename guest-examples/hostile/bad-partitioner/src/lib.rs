@@ -4,7 +4,7 @@
 //! every record to partition 0. Written against the bindings, since the SDK has no way to say such
 //! things.
 
-#[allow(missing_docs, unsafe_code)]
+#[allow(missing_docs, unsafe_code, clippy::all)]
 mod bindings {
     wit_bindgen::generate!({ path: "../../../wit", world: "partitioner-module" });
 }

@@ -1,7 +1,7 @@
 //! A processor, which brokers do not run yet: a well-made component of a kind that must be refused
 //! by name. It counts the records it has seen.
 
-#[allow(missing_docs, unsafe_code)]
+#[allow(missing_docs, unsafe_code, clippy::all)]
 mod bindings {
     wit_bindgen::generate!({ path: "../../../wit", world: "processor-module" });
 }

@@ -1,6 +1,6 @@
 //! A filter that imports what no broker has: an upload must be refused, and the import named.
 
-#[allow(missing_docs, unsafe_code)]
+#[allow(missing_docs, unsafe_code, clippy::all)]
 mod bindings {
     wit_bindgen::generate!({
         path: "../../../wit",

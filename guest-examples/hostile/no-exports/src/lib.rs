@@ -1,7 +1,7 @@
 //! A component that exports nothing a broker calls: an upload must be refused, and what was
 //! expected said.
 
-#[allow(missing_docs, unsafe_code)]
+#[allow(missing_docs, unsafe_code, clippy::all)]
 mod bindings {
     wit_bindgen::generate!({
         inline: "
