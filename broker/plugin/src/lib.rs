@@ -28,6 +28,8 @@ mod output;
 mod pool;
 mod registry;
 mod run;
+#[cfg(test)]
+mod testing;
 mod trusted;
 
 pub use columns::{Columns, HEADER, NONE, Needs, SPAN};

@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use millstream_proto::limits::{MAX_BATCH_RECORDS, MAX_BODY_BYTES, MAX_HEADER_NAME_BYTES};
+use millstream_proto::pipeline::PluginKind;
 
 /// How often running guests give way to the other tasks of their thread.
 pub const TICK: Duration = Duration::from_millis(5);
@@ -150,10 +151,16 @@ impl Limits {
     }
 
     /// Bytes that may cross from guest to host in one call: the output and its columns, or a
-    /// verdict for every record. wasmtime stops a list that claims more before allocating it.
-    pub(crate) fn crossing_bytes(&self) -> usize {
-        let columns = self.output_records.saturating_mul(BYTES_PER_OUTPUT_RECORD);
-        self.output_bytes.saturating_add(columns).saturating_add(MAX_TEXT_BYTES)
+    /// number for every record. wasmtime stops a list that claims more before allocating it.
+    pub(crate) fn crossing_bytes(&self, kind: PluginKind) -> usize {
+        let result = match kind {
+            PluginKind::Partitioner | PluginKind::Filter => MAX_BATCH_RECORDS as usize * 4,
+            PluginKind::Transform | PluginKind::Processor => {
+                let columns = self.output_records.saturating_mul(BYTES_PER_OUTPUT_RECORD);
+                self.output_bytes.saturating_add(columns)
+            }
+        };
+        result + MAX_TEXT_BYTES
     }
 }
 

@@ -3,6 +3,7 @@
 //! A trap poisons everything in a wasmtime store, so a store holds exactly one instance and is
 //! dropped whole. A new one costs some microseconds.
 
+use millstream_proto::pipeline::PluginKind;
 use tokio::sync::OwnedSemaphorePermit;
 use wasmtime::Store;
 
@@ -43,11 +44,13 @@ impl Unborn {
         engine: &PluginEngine,
         around: &Surroundings,
         limits: &Limits,
+        kind: PluginKind,
     ) -> Result<Self, EngineFault> {
         let place = engine.place().await?;
-        let mut store = Store::new(engine.engine(), HostState::new(around, limits));
+        let crossing = limits.crossing_bytes(kind);
+        let mut store = Store::new(engine.engine(), HostState::new(around, limits, crossing));
         store.limiter(|state| &mut state.limiter);
-        store.set_hostcall_fuel(limits.crossing_bytes());
+        store.set_hostcall_fuel(crossing);
         store.set_epoch_deadline(1);
         store.epoch_deadline_async_yield_and_update(1);
         Ok(Self { store, place })

@@ -280,7 +280,8 @@ impl Runner {
 
     /// Makes an instance.
     async fn start(&mut self) -> Result<Needs, RunError> {
-        let unborn = Unborn::new(&self.engine, &self.around, &self.limits).await;
+        let kind = self.plugin.kind();
+        let unborn = Unborn::new(&self.engine, &self.around, &self.limits, kind).await;
         let mut unborn = unborn.map_err(|fault| self.error(fault.into()))?;
         self.usage.count_start();
         let mut spent = Duration::ZERO;
@@ -318,7 +319,11 @@ impl Runner {
         self.settle(spent, result)
     }
 
-    async fn metered<F: Future>(&self, call: F, spent: &mut Duration) -> Result<F::Output, Cut> {
+    async fn metered<F: Future>(
+        &mut self,
+        call: F,
+        spent: &mut Duration,
+    ) -> Result<F::Output, Cut> {
         let _running = self.engine.running();
         self.meter.run(call, self.limits.call_cpu, &self.usage, spent).await
     }

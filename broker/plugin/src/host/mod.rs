@@ -57,7 +57,7 @@ pub(crate) struct HostState {
 }
 
 impl HostState {
-    pub(crate) fn new(around: &Surroundings, limits: &Limits) -> Self {
+    pub(crate) fn new(around: &Surroundings, limits: &Limits, crossing_bytes: usize) -> Self {
         let line = |level| LineWriter::new(Arc::clone(&around.log), Arc::clone(&around.label), level);
         let (stdout, stderr) = (line(LogLevel::Info), line(LogLevel::Error));
         let mut table = ResourceTable::new();
@@ -68,7 +68,7 @@ impl HostState {
             stderr,
             stdout,
             around: around.clone(),
-            crossing_bytes: limits.crossing_bytes(),
+            crossing_bytes,
             limiter: Limiter::new(limits),
         }
     }

@@ -2,8 +2,8 @@
 //!
 //! A guest written against std imports these interfaces whether it uses them or not, so they must
 //! link; the context behind them is empty, and time and randomness are the runner's, so that the
-//! same batch gives the same result again. Absent: sockets and HTTP, which no plugin needs in
-//! order to link.
+//! same batch gives the same result again. Sockets link for programs that contain `std::net`, and
+//! are refused before the operating system hears of them. Absent: HTTP.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -12,11 +12,7 @@ use std::time::Duration;
 use rand::SeedableRng as _;
 use rand::rngs::ChaCha8Rng;
 use wasmtime::component::Linker;
-use wasmtime_wasi::cli::{WasiCli, WasiCliView as _};
-use wasmtime_wasi::filesystem::{WasiFilesystem, WasiFilesystemView as _};
-use wasmtime_wasi::p2::add_to_linker_proxy_interfaces_async;
-use wasmtime_wasi::p2::bindings::{cli, filesystem, random};
-use wasmtime_wasi::random::WasiRandom;
+use wasmtime_wasi::p2::add_to_linker_async;
 use wasmtime_wasi::{HostMonotonicClock, HostWallClock, WasiCtx, WasiCtxView, WasiView};
 
 use crate::host::stdio::LineWriter;
@@ -47,6 +43,18 @@ pub(crate) const LINKED: &[(&str, &[&str])] = &[
     ("wasi:filesystem", &["preopens", "types"]),
     ("wasi:io", &["error", "poll", "streams"]),
     ("wasi:random", &["insecure", "insecure-seed", "random"]),
+    (
+        "wasi:sockets",
+        &[
+            "instance-network",
+            "ip-name-lookup",
+            "network",
+            "tcp",
+            "tcp-create-socket",
+            "udp",
+            "udp-create-socket",
+        ],
+    ),
 ];
 
 impl WasiView for HostState {
@@ -57,20 +65,7 @@ impl WasiView for HostState {
 
 /// Defines what [`LINKED`] names.
 pub(crate) fn link(linker: &mut Linker<HostState>) -> wasmtime::Result<()> {
-    // Input and output, clocks, secure randomness, standard streams.
-    add_to_linker_proxy_interfaces_async(linker)?;
-    random::insecure::add_to_linker::<_, WasiRandom>(linker, |s| s.wasi.random())?;
-    random::insecure_seed::add_to_linker::<_, WasiRandom>(linker, |s| s.wasi.random())?;
-    filesystem::preopens::add_to_linker::<_, WasiFilesystem>(linker, HostState::filesystem)?;
-    filesystem::types::add_to_linker::<_, WasiFilesystem>(linker, HostState::filesystem)?;
-    cli::exit::add_to_linker::<_, WasiCli>(linker, HostState::cli)?;
-    cli::environment::add_to_linker::<_, WasiCli>(linker, HostState::cli)?;
-    cli::terminal_input::add_to_linker::<_, WasiCli>(linker, HostState::cli)?;
-    cli::terminal_output::add_to_linker::<_, WasiCli>(linker, HostState::cli)?;
-    cli::terminal_stdin::add_to_linker::<_, WasiCli>(linker, HostState::cli)?;
-    cli::terminal_stdout::add_to_linker::<_, WasiCli>(linker, HostState::cli)?;
-    cli::terminal_stderr::add_to_linker::<_, WasiCli>(linker, HostState::cli)?;
-    Ok(())
+    add_to_linker_async(linker)
 }
 
 /// A context that grants nothing. The builder's defaults are closed input, no arguments, no

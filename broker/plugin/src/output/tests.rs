@@ -124,12 +124,17 @@ fn index() -> impl Strategy<Value = u32> {
     prop_oneof![8 => 0..24u32, 2 => Just(NONE), 1 => any::<u32>()]
 }
 
+fn span() -> impl Strategy<Value = Vec<u32>> {
+    let rest = prop::collection::vec(index(), 7);
+    (0..3u32, 0..3u32, rest).prop_map(|(input, output, rest)| [vec![input, output], rest].concat())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
     #[test]
     fn any_result_is_refused_or_in_bounds(
         data in prop::collection::vec(0x20..0x80u8, 0..24),
-        spans in prop::collection::vec([0..3u32, 0..3u32, index(), index(), index(), index(), index(), index(), index()], 0..4),
+        spans in prop::collection::vec(span(), 0..4),
         headers in prop::collection::vec([0..24u32, 0..8u32, 0..24u32, 0..8u32], 0..4),
         timestamps in prop::collection::vec(any::<i64>(), 0..3),
         cut in 0..40usize,
