@@ -5,6 +5,7 @@
 //! target: it gets what says where Rust and the network are, and nothing about the outer build.
 
 use std::env;
+use std::ffi::OsStr;
 use std::process::Command;
 
 /// Variables of cargo's that describe the machine and not the outer build.
@@ -40,7 +41,7 @@ const OUTER: [&str; 14] = [
 const FLAGS: &str = "-Ctarget-feature=+simd128";
 
 /// A command that sees a clean environment.
-pub(crate) fn command(tool: &str) -> Command {
+pub(crate) fn command(tool: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(tool);
     for (name, _) in env::vars_os() {
         if name.to_str().is_some_and(is_foreign) {
@@ -78,8 +79,6 @@ fn is_foreign(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::ffi::OsStr;
-
     use super::*;
 
     #[test]

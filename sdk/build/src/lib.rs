@@ -83,6 +83,15 @@ pub enum BuildError {
         /// What it said.
         output: String,
     },
+    /// Rustup added the target, but not to the toolchain that is used.
+    #[error(
+        "{command} succeeded, but rustc still lacks the target {TARGET}: the rustc found first is \
+         not rustup's; put rustup's directory first in PATH, or run: {INSTALL_RUSTUP}"
+    )]
+    OtherToolchain {
+        /// What was run.
+        command: String,
+    },
     /// Cargo could not build the plugins.
     #[error("cargo could not build the plugins in {} ({status}):\n{output}", directory.display())]
     Cargo {
@@ -115,7 +124,7 @@ pub fn build(
     if !directory.join("Cargo.toml").is_file() {
         return Err(BuildError::NoManifest(directory.to_owned()));
     }
-    target::ensure(directory, say)?;
+    target::Tools::from_environment().ensure(directory, say)?;
     let mut artifacts = cargo::run(directory, target, options, say)?;
     if artifacts.is_empty() {
         return Err(BuildError::NoComponent(directory.to_owned()));

@@ -4,7 +4,7 @@
 //! clone must build with one command.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use crate::{BuildError, Progress, TARGET, environment};
@@ -13,109 +13,193 @@ use crate::{BuildError, Progress, TARGET, environment};
 pub const INSTALL_RUSTUP: &str =
     "curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y -t wasm32-wasip2";
 
-/// Makes sure that the toolchain which is active in `directory` has the target.
-pub(crate) fn ensure(
-    directory: &Path,
-    say: &mut dyn FnMut(Progress<'_>),
-) -> Result<(), BuildError> {
-    if is_installed(directory)? {
-        return Ok(());
-    }
-    let command = add_command(std::env::var("RUSTUP_TOOLCHAIN").ok().as_deref());
-    let spelled = format!("rustup {}", command.join(" "));
-    if environment::is_offline() {
-        return Err(BuildError::Offline { command: spelled });
-    }
-    say(Progress::Target(&format!(
-        "the Rust target {TARGET} is missing; running: {spelled}"
-    )));
-    let output = run("rustup", &command, directory).map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => BuildError::NoRustup,
-        _ => BuildError::Start {
-            tool: "rustup".to_owned(),
-            source: error,
-        },
-    })?;
-    if !output.status.success() {
-        let output = String::from_utf8_lossy(&output.stderr).into_owned();
-        return Err(BuildError::AddTarget {
-            command: spelled,
-            output,
-        });
-    }
-    say(Progress::Target(&format!(
-        "the Rust target {TARGET} is installed"
-    )));
-    Ok(())
+/// The tools that know about targets, and what they may do.
+pub(crate) struct Tools {
+    rustc: PathBuf,
+    rustup: PathBuf,
+    /// The toolchain that the environment chooses over the directory's own. A build script runs
+    /// under one that is named to it.
+    toolchain: Option<String>,
+    offline: bool,
 }
 
-/// A target is installed if rustc has libraries for it: that is what a build needs, and it holds
-/// for toolchains that do not come from rustup.
-fn is_installed(directory: &Path) -> Result<bool, BuildError> {
-    let arguments = ["--print", "target-libdir", "--target", TARGET].map(str::to_owned);
-    let output = run("rustc", &arguments, directory).map_err(|source| BuildError::Start {
-        tool: "rustc".to_owned(),
-        source,
-    })?;
-    let libraries = String::from_utf8_lossy(&output.stdout);
-    Ok(output.status.success() && has_libraries(Path::new(libraries.trim())))
+impl Tools {
+    /// Those of this process's environment.
+    pub(crate) fn from_environment() -> Self {
+        Self {
+            rustc: PathBuf::from("rustc"),
+            rustup: PathBuf::from("rustup"),
+            toolchain: std::env::var("RUSTUP_TOOLCHAIN").ok(),
+            offline: environment::is_offline(),
+        }
+    }
+
+    /// Makes sure that the toolchain which is active in `directory` has the target.
+    pub(crate) fn ensure(
+        &self,
+        directory: &Path,
+        say: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<(), BuildError> {
+        if self.is_installed(directory)? {
+            return Ok(());
+        }
+        let arguments = self.arguments();
+        let command = format!("rustup {}", arguments.join(" "));
+        if self.offline {
+            return Err(BuildError::Offline { command });
+        }
+        say(Progress::Target(&format!(
+            "the Rust target {TARGET} is missing; running: {command}"
+        )));
+        let output = run(&self.rustup, &arguments, directory).map_err(|error| {
+            if error.kind() == io::ErrorKind::NotFound {
+                return BuildError::NoRustup;
+            }
+            BuildError::Start {
+                tool: "rustup".to_owned(),
+                source: error,
+            }
+        })?;
+        if !output.status.success() {
+            let output = String::from_utf8_lossy(&output.stderr).into_owned();
+            return Err(BuildError::AddTarget { command, output });
+        }
+        if !self.is_installed(directory)? {
+            return Err(BuildError::OtherToolchain { command });
+        }
+        say(Progress::Target(&format!(
+            "the Rust target {TARGET} is installed"
+        )));
+        Ok(())
+    }
+
+    /// A target is installed if rustc has libraries for it: that is what a build needs, and it
+    /// holds for toolchains that do not come from rustup.
+    fn is_installed(&self, directory: &Path) -> Result<bool, BuildError> {
+        let arguments = ["--print", "target-libdir", "--target", TARGET].map(str::to_owned);
+        let output =
+            run(&self.rustc, &arguments, directory).map_err(|source| BuildError::Start {
+                tool: "rustc".to_owned(),
+                source,
+            })?;
+        let libraries = String::from_utf8_lossy(&output.stdout);
+        Ok(output.status.success() && has_standard_library(Path::new(libraries.trim())))
+    }
+
+    fn arguments(&self) -> Vec<String> {
+        let mut arguments = vec!["target".to_owned(), "add".to_owned(), TARGET.to_owned()];
+        if let Some(toolchain) = &self.toolchain {
+            arguments.extend(["--toolchain".to_owned(), toolchain.clone()]);
+        }
+        arguments
+    }
 }
 
-/// Whether a directory holds a compiled standard library. An empty one is what an interrupted
+/// Whether a directory holds a compiled standard library. One without is what an interrupted
 /// installation leaves.
-fn has_libraries(directory: &Path) -> bool {
-    let entries = directory.read_dir().into_iter().flatten().flatten();
-    entries.into_iter().any(|entry| {
-        entry
-            .file_name()
-            .to_str()
-            .is_some_and(|name| name.starts_with("libstd-") && name.ends_with(".rlib"))
+fn has_standard_library(directory: &Path) -> bool {
+    let mut entries = directory.read_dir().into_iter().flatten().flatten();
+    entries.any(|entry| {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        name.starts_with("libstd-") && name.ends_with(".rlib")
     })
 }
 
-/// The arguments of rustup. A build script runs under a toolchain that is named to it, which need
-/// not be the one that the directory would choose.
-fn add_command(toolchain: Option<&str>) -> Vec<String> {
-    let mut arguments = vec!["target".to_owned(), "add".to_owned(), TARGET.to_owned()];
-    if let Some(toolchain) = toolchain {
-        arguments.extend(["--toolchain".to_owned(), toolchain.to_owned()]);
-    }
-    arguments
-}
-
-fn run(tool: &str, arguments: &[String], directory: &Path) -> io::Result<Output> {
+fn run(tool: &Path, arguments: &[String], directory: &Path) -> io::Result<Output> {
     environment::command(tool)
         .args(arguments)
         .current_dir(directory)
         .output()
 }
 
-#[cfg(test)]
+#[cfg(all(test, unix))]
 mod tests {
     use std::fs;
 
     use super::*;
 
-    #[test]
-    fn the_target_is_added_to_the_toolchain_in_use() {
-        assert_eq!(add_command(None), ["target", "add", TARGET]);
-        let named = add_command(Some("1.95.0"));
-        assert_eq!(named, ["target", "add", TARGET, "--toolchain", "1.95.0"]);
+    /// Runs with the tools of `tests/tools`, in a directory of its own, and returns what was said.
+    fn ensure(
+        directory: &Path,
+        rustup: &str,
+        change: impl FnOnce(&mut Tools),
+    ) -> (Result<(), BuildError>, Vec<String>) {
+        let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tools");
+        let (rustc, rustup) = (tools.join("rustc"), tools.join(rustup));
+        let mut tools = Tools {
+            rustc,
+            rustup,
+            toolchain: None,
+            offline: false,
+        };
+        change(&mut tools);
+        let mut said = Vec::new();
+        let result = tools.ensure(directory, &mut |line| match line {
+            Progress::Target(line) | Progress::Cargo(line) => said.push(line.to_owned()),
+        });
+        (result, said)
+    }
+
+    fn directory() -> tempfile::TempDir {
+        tempfile::tempdir().expect("a temporary directory")
     }
 
     #[test]
-    fn only_a_standard_library_counts_as_installed() {
-        let directory = tempfile::tempdir().expect("a temporary directory");
-        assert!(!has_libraries(&directory.path().join("missing")));
-        assert!(!has_libraries(directory.path()));
-        fs::write(directory.path().join("self-contained"), "").expect("writable");
-        assert!(!has_libraries(directory.path()));
-        fs::write(directory.path().join("libstd-0123.rlib"), "").expect("writable");
-        assert!(has_libraries(directory.path()));
+    fn a_missing_target_is_added_once_and_said() {
+        let directory = directory();
+        let named = |tools: &mut Tools| tools.toolchain = Some("1.95.0".to_owned());
+        let (result, said) = ensure(directory.path(), "rustup", named);
+        assert!(result.is_ok(), "{result:?}");
+        let command = format!("target add {TARGET} --toolchain 1.95.0");
+        assert_eq!(said.len(), 2);
+        assert!(said[0].contains(&format!("rustup {command}")), "{said:?}");
+        let asked = fs::read_to_string(directory.path().join("asked")).expect("it was asked");
+        assert_eq!(asked.trim(), command);
+        let (result, said) = ensure(directory.path(), "no-rustup-needed", |_| {});
+        assert!(result.is_ok() && said.is_empty(), "{result:?} {said:?}");
     }
 
     #[test]
-    fn the_command_for_a_machine_without_rustup_names_the_target() {
-        assert!(INSTALL_RUSTUP.ends_with(TARGET));
+    fn an_interrupted_installation_does_not_count() {
+        let directory = directory();
+        fs::create_dir(directory.path().join("lib")).expect("writable");
+        let (result, said) = ensure(directory.path(), "rustup", |_| {});
+        assert!(result.is_ok() && said.len() == 2, "{result:?} {said:?}");
+    }
+
+    #[test]
+    fn without_rustup_the_one_command_is_named() {
+        let (result, _) = ensure(directory().path(), "no-such-rustup", |_| {});
+        let error = result.expect_err("there is no rustup");
+        assert!(matches!(error, BuildError::NoRustup));
+        assert!(error.to_string().ends_with(INSTALL_RUSTUP) && INSTALL_RUSTUP.ends_with(TARGET));
+    }
+
+    #[test]
+    fn offline_nothing_is_fetched() {
+        let directory = directory();
+        let (result, said) = ensure(directory.path(), "rustup", |tools| tools.offline = true);
+        let error = result.expect_err("it may not").to_string();
+        assert!(
+            error.ends_with("rustup target add wasm32-wasip2"),
+            "{error}"
+        );
+        assert!(said.is_empty() && !directory.path().join("asked").exists());
+    }
+
+    #[test]
+    fn what_rustup_says_is_passed_on() {
+        let (result, _) = ensure(directory().path(), "rustup-without-network", |_| {});
+        let error = result.expect_err("it fails").to_string();
+        assert!(
+            error.contains("could not download the component"),
+            "{error}"
+        );
+        let (result, _) = ensure(directory().path(), "rustup-of-another-toolchain", |_| {});
+        assert!(
+            matches!(result, Err(BuildError::AddTarget { .. })),
+            "{result:?}"
+        );
     }
 }
