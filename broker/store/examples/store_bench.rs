@@ -2,10 +2,11 @@
 //! syncing it. The figures in the comments of this crate and in the documentation come from here.
 //!
 //! ```text
-//! cargo run --release -p millstream-store --example store_bench -- [directory] [MiB]
+//! cargo run --release -p millstream-store --example store_bench -- [directory] [MiB] [part]
 //! ```
 //!
-//! Give it a directory on the disk that matters: a temporary directory may be in memory.
+//! Give it a directory on the disk that matters: a temporary directory may be in memory. A part is
+//! one of rate, single, latency, open, scan; without it, all of them are measured.
 
 #![allow(clippy::print_stdout, reason = "its output is the point")]
 
@@ -41,49 +42,64 @@ fn main() -> Outcome<()> {
         .map_or(Ok(512), |text| text.parse::<usize>())?;
     let directory = directory.join(format!("store-bench-{}", std::process::id()));
     std::fs::create_dir_all(&directory)?;
-    let result = run(&directory, mib << 20);
+    let result = run(&directory, mib << 20, arguments.next().as_deref());
     std::fs::remove_dir_all(&directory)?;
     result
 }
 
-fn run(directory: &Path, total: usize) -> Outcome<()> {
+const ALL_RECOVERY: [Recovery; 3] = [Recovery::OnePhase, Recovery::TwoPhase, Recovery::Quick];
+
+fn run(directory: &Path, total: usize, part: Option<&str>) -> Outcome<()> {
     println!(
-        "directory {}, {} MiB for each row\n",
+        "directory {}, {} MiB for each row",
         directory.display(),
         total >> 20
     );
-    println!("| {GROUP} values a commit, synced | MB/s | bytes written per byte |");
-    println!("|---|---|---|");
-    floor_append(directory, MAX_EFFICIENT_RECORDS_64K, GROUP, total)?;
-    for recovery in [Recovery::OnePhase, Recovery::TwoPhase, Recovery::Quick] {
-        grouped(directory, recovery, MAX_EFFICIENT_RECORDS_64K, total)?;
-    }
-    println!("\n| one value a commit, synced | MB/s | bytes written per byte |");
-    println!("|---|---|---|");
-    for len in [
-        MAX_EFFICIENT_RECORDS_64K,
-        MAX_EFFICIENT_RECORDS_256K,
-        MAX_EFFICIENT_RECORDS_1M,
-    ] {
-        floor_append(directory, len, 1, total)?;
-        single(directory, len, total)?;
-        single(directory, len + 1, total)?;
-    }
-    println!("\n| latency of a commit, us | p50 | p99 | max |");
-    println!("|---|---|---|---|");
-    floor_latency(directory)?;
-    for recovery in [Recovery::OnePhase, Recovery::TwoPhase, Recovery::Quick] {
-        for len in [100, MAX_EFFICIENT_RECORDS_64K] {
-            latency(directory, recovery, len, Durability::Sync)?;
+    let wanted = |name: &str| part.is_none_or(|part| part == name);
+    if wanted("rate") {
+        println!("\n| {GROUP} values a commit, synced | MB/s | bytes written per byte |");
+        println!("|---|---|---|");
+        floor_append(directory, MAX_EFFICIENT_RECORDS_64K, GROUP, total)?;
+        for recovery in ALL_RECOVERY {
+            grouped(directory, recovery, MAX_EFFICIENT_RECORDS_64K, total)?;
         }
     }
-    latency(directory, Recovery::OnePhase, 100, Durability::Interval)?;
+    if wanted("single") {
+        println!("\n| one value a commit, synced | MB/s | bytes written per byte |");
+        println!("|---|---|---|");
+        let sizes = [
+            MAX_EFFICIENT_RECORDS_64K,
+            MAX_EFFICIENT_RECORDS_256K,
+            MAX_EFFICIENT_RECORDS_1M,
+        ];
+        for len in sizes {
+            floor_append(directory, len, 1, total)?;
+            single(directory, len, total)?;
+            single(directory, len + 1, total)?;
+        }
+    }
+    if wanted("latency") {
+        println!("\n| latency of a commit, us | p50 | p99 | max |");
+        println!("|---|---|---|---|");
+        floor_latency(directory)?;
+        for recovery in ALL_RECOVERY {
+            for len in [100, MAX_EFFICIENT_RECORDS_64K] {
+                latency(directory, recovery, len, Durability::Sync)?;
+            }
+        }
+        latency(directory, Recovery::OnePhase, 100, Durability::Interval)?;
+    }
     println!("\n| opening and reading | |");
     println!("|---|---|");
-    for recovery in [Recovery::OnePhase, Recovery::TwoPhase, Recovery::Quick] {
-        reopening(directory, recovery, total)?;
+    if wanted("open") {
+        for recovery in ALL_RECOVERY {
+            reopening(directory, recovery, total)?;
+        }
     }
-    scanning(directory, total)
+    if wanted("scan") {
+        scanning(directory, total)?;
+    }
+    Ok(())
 }
 
 fn payload(len: usize) -> Bytes {

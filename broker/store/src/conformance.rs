@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
 use crate::batch::{BatchRefused, Durability, Key, WriteBatch};
-use crate::error::{CommitError, ReadError};
+use crate::error::{CommitError, ReadError, StopCause};
 use crate::limits::QUEUE_BYTES;
 use crate::space::Space;
 use crate::store::{Committed, Direction, Health, Row, ScanLimit, ScanPage, Store};
@@ -28,6 +28,8 @@ pub(crate) fn suite(open: Open<'_>) {
     scans_end_where_they_are_told(&*open());
     callbacks_run_in_order_and_see_their_batch(&open());
     a_callback_never_runs_within_submit(&open());
+    a_callback_may_be_the_last_owner(open());
+    a_panicking_callback_stops_the_shard(&*open());
     a_refused_batch_harms_nobody(&*open());
     a_full_queue_waits_and_then_goes_on(&*open());
     interval_batches_are_visible_at_once(&*open());
@@ -229,6 +231,47 @@ fn a_callback_never_runs_within_submit(store: &Arc<dyn Store>) {
         );
         assert_eq!(result.is_ok(), !closed);
     }
+}
+
+fn a_callback_may_be_the_last_owner(store: Arc<dyn Store>) {
+    let (sender, receiver) = mpsc::sync_channel(1);
+    let permit = store.try_reserve(100).unwrap().unwrap();
+    let (release, released) = mpsc::sync_channel(0);
+    let last = Arc::clone(&store);
+    let done = move |result: Result<Committed, CommitError>| {
+        released.recv().unwrap();
+        drop(last);
+        sender.send(result.is_ok()).unwrap();
+    };
+    store.submit(permit, WriteBatch::new(), Box::new(done));
+    drop(store);
+    release.send(()).unwrap();
+    assert!(receiver.recv().unwrap());
+}
+
+fn a_panicking_callback_stops_the_shard(store: &dyn Store) {
+    let (sender, receiver) = mpsc::sync_channel(1);
+    let first = store.try_reserve(100).unwrap().unwrap();
+    let second = store.try_reserve(100).unwrap().unwrap();
+    store.submit(first, WriteBatch::new(), Box::new(|_| panic!("on purpose")));
+    store.submit(
+        second,
+        WriteBatch::new(),
+        Box::new(move |result| sender.send(result).unwrap()),
+    );
+    // Committed together with the first, or too late: answered either way.
+    let answer = receiver.recv().unwrap();
+    assert!(
+        matches!(answer, Ok(_) | Err(CommitError::Stopped { .. })),
+        "{answer:?}"
+    );
+    let error = wait(store.commit(WriteBatch::new())).unwrap_err();
+    assert!(error.to_string().contains("on purpose"), "{error}");
+    let health = store.health().borrow().clone();
+    assert!(
+        matches!(health.cause().unwrap().as_ref(), StopCause::Panic { .. }),
+        "{health}"
+    );
 }
 
 fn a_refused_batch_harms_nobody(store: &dyn Store) {

@@ -54,7 +54,16 @@ const fn max_efficient(page: usize, key_len: usize) -> usize {
 /// The longest value that fits a page of `2^page_log2` bytes beside a key of `key_len` bytes.
 ///
 /// A large value gets a page of its own, rounded up to a power of two: one byte more than this
-/// and the page, and so the bytes written per value, doubles.
+/// and the page, and so the bytes written per value, doubles. Measured by `store_bench`, bytes
+/// written per byte of value, one value in a commit, with the 16-byte keys of records:
+///
+/// | page | longest that fits | one byte more |
+/// |---|---|---|
+/// | 64 KiB | 65,504 B: 1.44 | 2.44 |
+/// | 256 KiB | 262,112 B: 1.11 | 2.11 |
+/// | 1 MiB | 1,048,544 B: 1.03 | 2.03 |
+///
+/// With 16 values of 64 KiB in a commit it is 1.08.
 ///
 /// # Panics
 /// If the page is smaller than 4 KiB, or the key does not fit: in a `const`, at compile time.

@@ -203,4 +203,26 @@ mod tests {
     fn conforms() {
         crate::conformance::suite(&|| Arc::new(MemoryStore::new().unwrap()));
     }
+
+    #[test]
+    fn whoever_waits_for_room_is_told_when_the_shard_stops() {
+        let store = MemoryStore::new().unwrap();
+        let _all = store.try_reserve(usize::MAX).unwrap().unwrap();
+        let mut waiting = store.reserve(1);
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        assert!(waiting.as_mut().poll(&mut context).is_pending());
+        let cause = StopCause::DiskFull {
+            file: "memory".into(),
+            detail: "a test".into(),
+        };
+        let mut health = store.health();
+        store.fail(cause.clone());
+        assert!(health.has_changed().unwrap());
+        assert_eq!(**health.borrow_and_update().cause().unwrap(), cause);
+        let told = waiting.as_mut().poll(&mut context);
+        let std::task::Poll::Ready(Err(CommitError::Stopped { cause: told })) = told else {
+            panic!("{told:?}")
+        };
+        assert_eq!(*told, cause);
+    }
 }

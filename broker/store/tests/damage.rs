@@ -78,8 +78,10 @@ fn an_undamaged_file_is_found_whole() {
 
 #[test]
 fn a_bit_flipped_in_the_header_is_reported_or_harmless() {
-    // redb's header takes 320 bytes.
-    for bit in 0..320 * 8 {
+    // redb's header takes 320 bytes. All bits of its first part, which says how the file is laid
+    // out, and one bit of each byte of the rest.
+    let first = 0..64 * 8;
+    for bit in first.chain((64..320).map(|byte| byte * 8 + byte % 8)) {
         let found = found(&flipped(closed(), &[bit]));
         let harmless = found == Found::State(State::after(BATCHES));
         let reported = matches!(found, Found::Refused | Found::Reported);

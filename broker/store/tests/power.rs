@@ -180,6 +180,10 @@ fn a_failed_sync_is_final_and_says_which_file() {
     assert!(matches!(failed, CommitError::Failed { .. }), "{failed}");
     assert!(failed.to_string().contains("disk.redb"), "{failed}");
     assert!(failed.to_string().contains("injected fault"), "{failed}");
+    // Nobody sees what was not made durable. Reading may fail from now on, but not lie.
+    if let Ok(state) = State::read(&store) {
+        assert_eq!(state, State::after(1));
+    }
     // The disk works again, and the shard must not believe it.
     let writes = disk.count(Operation::Write);
     let stopped = commit(&store, batch(3)).unwrap_err();

@@ -11,6 +11,8 @@ use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use ::redb::backends::FileBackend;
 use ::redb::{
@@ -76,7 +78,7 @@ pub(super) fn open_backend(
         return open_existing(backend, len, name, config);
     }
     guarded(name, || {
-        let database = builder(config, name).create_with_backend(backend)?;
+        let database = builder(config, name, &Arc::default()).create_with_backend(backend)?;
         lay_out(&database)?;
         Ok(Ok(database))
     })
@@ -138,11 +140,14 @@ fn open_existing(
     config: &RedbConfig,
 ) -> Result<Database, OpenError> {
     guarded(name, || {
-        let mut database = builder(config, name).create_with_backend(backend)?;
+        let recovered = Arc::<AtomicBool>::default();
+        let mut database = builder(config, name, &recovered).create_with_backend(backend)?;
         if let Err(error) = check_format(&database, name)? {
             return Ok(Err(error));
         }
-        if len > config.verify_up_to {
+        if recovered.load(Ordering::Relaxed) {
+            // Recovery has read and verified every page already.
+        } else if len > config.verify_up_to {
             tracing::warn!(
                 file = %name.display(),
                 len,
@@ -156,11 +161,13 @@ fn open_existing(
     })
 }
 
-fn builder(config: &RedbConfig, name: &Path) -> Builder {
+/// Sets `recovered` if the file turns out to need recovery.
+fn builder(config: &RedbConfig, name: &Path, recovered: &Arc<AtomicBool>) -> Builder {
     let mut builder = Builder::new();
     builder.set_cache_size(config.cache_bytes);
-    let name = name.to_owned();
+    let (name, recovered) = (name.to_owned(), Arc::clone(recovered));
     builder.set_repair_callback(move |session| {
+        recovered.store(true, Ordering::Relaxed);
         // The engine says which of its steps it has reached by a fraction alone.
         tracing::info!(
             file = %name.display(),

@@ -3,8 +3,11 @@
 //! Values are copied out. redb can hand out its page without a copy, but that pins the read
 //! transaction, and with it every page freed since, for as long as the bytes live; the bytes of a
 //! fetch live in the send queue of a connection whose peer decides when to read. One stalled
-//! consumer would make the file grow as fast as producers write. The figures are with
-//! [`RedbSnapshot::scan`].
+//! consumer would make the file grow as fast as producers write.
+//!
+//! What it costs, from a profile of `store_bench` scanning 64 KiB values that the operating system
+//! has cached, at 1.6 to 2.9 GB/s: the kernel's copy into redb's page takes about half of the
+//! time, zeroing that page first a quarter, copying the value out less than a fifth.
 
 use std::cell::OnceCell;
 use std::ops::Range;
@@ -93,7 +96,6 @@ impl Snapshot for RedbSnapshot {
         })
     }
 
-    /// Measured in `store_bench`: copying costs about a tenth of what reading the page does.
     fn scan(
         &self,
         space: Space,

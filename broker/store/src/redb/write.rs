@@ -43,12 +43,18 @@ impl RedbEngine {
 
 /// Begins a write transaction that commits as asked.
 ///
-/// One phase by default. Measured here: 64 KiB values, one per commit, p50 see the example
-/// `store_bench`; a second sync doubles the latency of every acknowledgement. What it would buy
-/// is that recovery need not rely on a non-cryptographic checksum to tell a torn commit from a
-/// whole one. To use that, a hostile producer would have to predict which pages of its own
-/// records the kernel writes and in which order, and have the power cut between; what it would
-/// win is damage to values, which the trailers, keyed by where a value stands, then report.
+/// One phase by default. Measured by `store_bench` on two cores and ext4, a value of 100 bytes in
+/// a commit: p50 0.30 ms in one phase, 0.42 ms in two, where appending 4 KiB and syncing takes
+/// 0.16 ms; 16 values of 64 KiB in a commit: 531 and 152 MB/s, on a machine busy with other work.
+/// What the second sync would buy is that recovery need not rely on a non-cryptographic checksum
+/// to tell a torn commit from a whole one. To exploit that, a hostile producer would have to
+/// foresee which pages the kernel writes of a commit, in which order, and have the power cut
+/// between them; it would win damaged values, which the trailers, bound to where a value stands,
+/// report. The price of one phase: a last commit that was whole, and damaged on the disk between
+/// a crash and the restart, looks like a torn one and is rolled back.
+///
+/// No quick repair by default: it takes the second sync as well, and saves what reading the file
+/// costs after a crash: 0.6 s for 256 MiB on that busy machine.
 pub(super) fn begin(
     database: &Database,
     durability: Durability,
