@@ -127,3 +127,50 @@ fn the_table_of_error_codes_is_the_code() {
     );
     expect_none(docs::code_table(find("docs/protocol.md"), &rows));
 }
+
+#[test]
+fn the_gate_runs_what_the_readme_says() {
+    let files = files();
+    let find = |path: &str| {
+        files
+            .iter()
+            .find(|f| f.path == path)
+            .expect("the file is there")
+    };
+    let commands = docs::commands(find("README.md"));
+    assert_eq!(
+        commands,
+        ["cargo run --release -- demo", "cargo test --workspace"]
+    );
+    let last = find(".ci/run").text.trim_end().lines().last();
+    assert_eq!(
+        last,
+        Some("cargo test --workspace"),
+        "the gate ends with the tests"
+    );
+}
+
+#[test]
+fn decisions_are_numbered_and_listed() {
+    let files = files();
+    let pages = files
+        .iter()
+        .filter_map(|f| f.path.strip_prefix("docs/decisions/0"));
+    let pages: Vec<String> = pages.map(|page| format!("0{page}")).collect();
+    assert!(!pages.is_empty());
+    let index = files
+        .iter()
+        .find(|f| f.path == "docs/decisions/README.md")
+        .expect("an index");
+    for (i, page) in pages.iter().enumerate() {
+        let number = format!("{:04}", i + 1);
+        assert!(
+            page.starts_with(&number),
+            "{page} should be number {number}"
+        );
+        assert!(
+            index.text.contains(&format!("[{number}]({page})")),
+            "the index lacks {page}"
+        );
+    }
+}

@@ -136,6 +136,22 @@ pub fn code_table(page: &File, rows: &[String]) -> Vec<Finding> {
     missing.chain(wrong).collect()
 }
 
+/// Commands that a page shows: lines of fenced `sh` code, without comments.
+#[must_use]
+pub fn commands(page: &File) -> Vec<String> {
+    let mut in_shell = false;
+    let mut commands = Vec::new();
+    for line in page.text.lines() {
+        if let Some(fence) = line.strip_prefix("```") {
+            in_shell = !in_shell && fence == "sh";
+        } else if in_shell {
+            let command = line.split(" #").next().unwrap_or(line).trim();
+            commands.push(command.to_owned());
+        }
+    }
+    commands
+}
+
 /// Targets of `[text](target)` outside of code, with their lines.
 fn link_targets(text: &str) -> Vec<(usize, String)> {
     let mut targets = Vec::new();
@@ -250,6 +266,15 @@ mod tests {
         assert_eq!(summary(&good), []);
         assert_eq!(summary(&[contents, page("docs/c.md")]).len(), 1);
         assert_eq!(summary(&[page("docs/a.md")]).len(), 1);
+    }
+
+    #[test]
+    fn commands_are_lines_of_shell_code() {
+        let page = File::new(
+            "a.md",
+            "x\n```sh\nmake it   # now\nrun\n```\n```rust\nno\n```\n`nor this`\n",
+        );
+        assert_eq!(commands(&page), ["make it", "run"]);
     }
 
     #[test]
