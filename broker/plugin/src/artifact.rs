@@ -42,7 +42,11 @@ impl ArtifactCache {
         let mut hasher = DefaultHasher::new();
         engine.precompile_compatibility_hash().hash(&mut hasher);
         let engine = hasher.finish().to_le_bytes();
-        let cache = Self { directory, engine, max_bytes: MAX_CACHE_BYTES };
+        let cache = Self {
+            directory,
+            engine,
+            max_bytes: MAX_CACHE_BYTES,
+        };
         for (path, _) in cache.files(UNFINISHED)? {
             fs::remove_file(path)?;
         }
@@ -51,7 +55,8 @@ impl ArtifactCache {
 
     fn path(&self, component: &Digest) -> PathBuf {
         let engine = u64::from_le_bytes(self.engine);
-        self.directory.join(format!("{component}-{engine:016x}.{EXTENSION}"))
+        self.directory
+            .join(format!("{component}-{engine:016x}.{EXTENSION}"))
     }
 
     /// The artifact of a component; none if there is none that can be trusted.
@@ -84,7 +89,9 @@ impl ArtifactCache {
         let mut artifact = Vec::new();
         file.take(MAX_ARTIFACT_BYTES).read_to_end(&mut artifact)?;
         if Sha256::digest(&artifact)[..] != *checksum {
-            return Err(wrong("changed since it was written: its checksum does not match"));
+            return Err(wrong(
+                "changed since it was written: its checksum does not match",
+            ));
         }
         Ok(artifact)
     }
@@ -106,7 +113,12 @@ impl ArtifactCache {
 
     fn write(&self, path: &Path, component: &Digest, artifact: &[u8]) -> io::Result<()> {
         let mut options = OpenOptions::new();
-        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(path)?;
+        let mut file = options
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(path)?;
         file.write_all(&MAGIC)?;
         file.write_all(&self.engine)?;
         file.write_all(&component.0)?;
@@ -119,7 +131,11 @@ impl ArtifactCache {
         let mut files = Vec::new();
         for entry in fs::read_dir(&self.directory)? {
             let entry = entry?;
-            if entry.path().extension().is_some_and(|found| found == extension) {
+            if entry
+                .path()
+                .extension()
+                .is_some_and(|found| found == extension)
+            {
                 files.push((entry.path(), entry.metadata()?));
             }
         }
@@ -219,7 +235,10 @@ mod tests {
         let mut cache = cache(dir.path());
         cache.max_bytes = 2 * (HEADER as u64 + 100);
         let age = |digest, seconds| {
-            let file = OpenOptions::new().write(true).open(cache.path(digest)).unwrap();
+            let file = OpenOptions::new()
+                .write(true)
+                .open(cache.path(digest))
+                .unwrap();
             file.set_modified(SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds))
                 .unwrap();
         };
@@ -228,7 +247,10 @@ mod tests {
         cache.store(&TWO, &[0; 100]).unwrap();
         age(&TWO, 1);
         cache.store(&Digest([3; 32]), &[0; 100]).unwrap();
-        assert_eq!((cache.load(&ONE).is_some(), cache.load(&TWO).is_some()), (true, false));
+        assert_eq!(
+            (cache.load(&ONE).is_some(), cache.load(&TWO).is_some()),
+            (true, false)
+        );
         fs::write(cache.path(&TWO).with_extension(UNFINISHED), b"half").unwrap();
         let cache = ArtifactCache::open(cache.directory.clone(), &Engine::default()).unwrap();
         assert_eq!(cache.files(UNFINISHED).unwrap().len(), 0);

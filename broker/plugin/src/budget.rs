@@ -44,7 +44,11 @@ impl Budget {
     /// How long the next call must wait.
     pub(crate) fn wait(&mut self, now: Instant) -> Duration {
         self.fill(now);
-        let debt = if self.balance < 0.0 { -self.balance / self.share } else { 0.0 };
+        let debt = if self.balance < 0.0 {
+            -self.balance / self.share
+        } else {
+            0.0
+        };
         let barred = self.barred_until.saturating_duration_since(now);
         barred.max(Duration::try_from_secs_f64(debt).unwrap_or(self.penalty_cap))
     }
@@ -54,7 +58,9 @@ impl Budget {
         self.fill(now);
         self.balance -= cpu.as_secs_f64();
         if failed {
-            let penalty = cpu.saturating_mul(self.penalty_factor).min(self.penalty_cap);
+            let penalty = cpu
+                .saturating_mul(self.penalty_factor)
+                .min(self.penalty_cap);
             self.barred_until = self.barred_until.max(now + penalty);
         }
     }

@@ -110,11 +110,51 @@ mod tests {
             assert_eq!(columns.check().is_ok(), good, "{columns:?}");
         };
         check(Columns::default(), true);
-        check(Columns { spans: &[0; 12], timestamps: &[1, 2], ..Columns::default() }, true);
-        check(Columns { spans: &[0; 7], ..Columns::default() }, false);
-        check(Columns { spans: &[0; 12], timestamps: &[1], ..Columns::default() }, false);
-        check(Columns { spans: &[0; 12], offsets: &[1; 3], ..Columns::default() }, false);
-        check(Columns { spans: &[0; 12], sizes: &[1; 3], ..Columns::default() }, false);
-        check(Columns { headers: &[0; 5], ..Columns::default() }, false);
+        check(
+            Columns {
+                spans: &[0; 12],
+                timestamps: &[1, 2],
+                ..Columns::default()
+            },
+            true,
+        );
+        check(
+            Columns {
+                spans: &[0; 7],
+                ..Columns::default()
+            },
+            false,
+        );
+        check(
+            Columns {
+                spans: &[0; 12],
+                timestamps: &[1],
+                ..Columns::default()
+            },
+            false,
+        );
+        check(
+            Columns {
+                spans: &[0; 12],
+                offsets: &[1; 3],
+                ..Columns::default()
+            },
+            false,
+        );
+        check(
+            Columns {
+                spans: &[0; 12],
+                sizes: &[1; 3],
+                ..Columns::default()
+            },
+            false,
+        );
+        check(
+            Columns {
+                headers: &[0; 5],
+                ..Columns::default()
+            },
+            false,
+        );
     }
 }

@@ -43,7 +43,11 @@ impl Counters {
     /// All counters by name.
     #[must_use]
     pub fn snapshot(&self) -> Vec<(String, u64)> {
-        self.inner().values.iter().map(|(name, value)| (name.clone(), *value)).collect()
+        self.inner()
+            .values
+            .iter()
+            .map(|(name, value)| (name.clone(), *value))
+            .collect()
     }
 
     /// How often a name was refused.

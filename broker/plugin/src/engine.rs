@@ -33,7 +33,9 @@ pub struct EngineConfig {
 
 impl Default for EngineConfig {
     fn default() -> Self {
-        Self { instances: DEFAULT_INSTANCES }
+        Self {
+            instances: DEFAULT_INSTANCES,
+        }
     }
 }
 
@@ -79,8 +81,16 @@ impl PluginEngine {
         host::link(&mut linker).map_err(start)?;
         let ticker = Ticker::start(engine.weak(), TICK)?;
         let places = Arc::new(Semaphore::new(instances as usize));
-        let shared = Shared { engine, linker, places, instances, ticker };
-        Ok(Self { shared: Arc::new(shared) })
+        let shared = Shared {
+            engine,
+            linker,
+            places,
+            instances,
+            ticker,
+        };
+        Ok(Self {
+            shared: Arc::new(shared),
+        })
     }
 
     pub(crate) fn engine(&self) -> &Engine {
@@ -106,7 +116,9 @@ impl PluginEngine {
         match tokio::time::timeout(POOL_WAIT, Arc::clone(places).acquire_owned()).await {
             Ok(Ok(place)) => Ok(place),
             // The semaphore is never closed, so what is left is that time ran out.
-            _ => Err(EngineFault::PoolExhausted { instances: self.shared.instances }),
+            _ => Err(EngineFault::PoolExhausted {
+                instances: self.shared.instances,
+            }),
         }
     }
 
@@ -193,10 +205,16 @@ impl Ticker {
             .spawn(move || {
                 let mut quiet = 0;
                 while matches!(stopped.recv_timeout(tick), Err(RecvTimeoutError::Timeout)) {
-                    let Some(engine) = engine.upgrade() else { break };
+                    let Some(engine) = engine.upgrade() else {
+                        break;
+                    };
                     engine.increment_epoch();
                     drop(engine);
-                    quiet = if state.active.load(Ordering::SeqCst) > 0 { 0 } else { quiet + 1 };
+                    quiet = if state.active.load(Ordering::SeqCst) > 0 {
+                        0
+                    } else {
+                        quiet + 1
+                    };
                     if quiet > IDLE_TICKS {
                         state.sleep();
                     }
@@ -204,7 +222,11 @@ impl Ticker {
                 let _ = state.ended.set(());
             })
             .map_err(|error| EngineFault::Start(format!("no thread for the ticker: {error}")))?;
-        Ok(Self { shared, thread: thread.thread().clone(), _stop: stop })
+        Ok(Self {
+            shared,
+            thread: thread.thread().clone(),
+            _stop: stop,
+        })
     }
 
     fn enter(&self) {

@@ -51,7 +51,13 @@ impl Label {
 
 impl fmt::Display for Label {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "plugin {} version {} at {}", self.plugin, self.version, self.full_place())
+        write!(
+            f,
+            "plugin {} version {} at {}",
+            self.plugin,
+            self.version,
+            self.full_place()
+        )
     }
 }
 
@@ -212,8 +218,10 @@ pub enum EngineFault {
 /// that would forge lines or move a terminal's cursor.
 pub(crate) fn tame(text: &str) -> String {
     let cut = text.floor_char_boundary(MAX_TEXT_BYTES);
-    let mut tamed: String =
-        text[..cut].chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let mut tamed: String = text[..cut]
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect();
     if cut < text.len() {
         tamed.push_str(" ... (cut)");
     }
@@ -234,7 +242,11 @@ mod tests {
         };
         let fault = LimitHit::CallCpu(Duration::from_millis(100)).into();
         assert_eq!(
-            RunError { label: label.into(), fault }.to_string(),
+            RunError {
+                label: label.into(),
+                fault
+            }
+            .to_string(),
             "plugin acme/alerts version 3 at topic acme/quakes, partition 7: \
              used more than 100ms of CPU time in one call and was stopped"
         );

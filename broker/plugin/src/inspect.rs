@@ -37,19 +37,25 @@ pub struct Inspection {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// Too many bytes.
-    #[error("the upload has {size} bytes; at most {MAX_PLUGIN_BYTES} are allowed. Build with opt-level 3, lto and strip")]
+    #[error(
+        "the upload has {size} bytes; at most {MAX_PLUGIN_BYTES} are allowed. Build with opt-level 3, lto and strip"
+    )]
     TooLarge {
         /// Its size in bytes.
         size: usize,
     },
     /// Not WebAssembly.
-    #[error("the upload is not WebAssembly: it is {found}; expected a component, as built for wasm32-wasip2")]
+    #[error(
+        "the upload is not WebAssembly: it is {found}; expected a component, as built for wasm32-wasip2"
+    )]
     NotWasm {
         /// What it looks like.
         found: String,
     },
     /// WebAssembly, but not a component.
-    #[error("the upload is a core WebAssembly module; expected a component. Build it for the target wasm32-wasip2")]
+    #[error(
+        "the upload is a core WebAssembly module; expected a component. Build it for the target wasm32-wasip2"
+    )]
     CoreModule,
     /// Broken.
     #[error("the upload is a damaged component: {why} (at byte {offset})")]
@@ -81,13 +87,19 @@ pub enum Refusal {
         kinds: Vec<PluginKind>,
     },
     /// A kind that is not run yet.
-    #[error("the component is a processor, and this broker does not run processors yet; expected a partitioner, a filter or a transform")]
+    #[error(
+        "the component is a processor, and this broker does not run processors yet; expected a partitioner, a filter or a transform"
+    )]
     ProcessorNotYet,
     /// No lifecycle.
-    #[error("the component does not export {PACKAGE}/lifecycle; use the export macros of millstream-guest")]
+    #[error(
+        "the component does not export {PACKAGE}/lifecycle; use the export macros of millstream-guest"
+    )]
     NoLifecycle,
     /// Another version of the interface.
-    #[error("the component was built for {interface}; this broker speaks {PACKAGE} {VERSION}.x. Build it again with a matching millstream-guest")]
+    #[error(
+        "the component was built for {interface}; this broker speaks {PACKAGE} {VERSION}.x. Build it again with a matching millstream-guest"
+    )]
     Version {
         /// The interface with its version.
         interface: String,
@@ -109,9 +121,13 @@ pub enum Refusal {
 
 /// What plugins may import, for people.
 fn allowed() -> String {
-    let wasi = LINKED.iter().map(|(package, names)| format!("{package}/{{{}}}", names.join(",")));
+    let wasi = LINKED
+        .iter()
+        .map(|(package, names)| format!("{package}/{{{}}}", names.join(",")));
     let host = std::iter::once(format!("{PACKAGE}/{{{}}} {VERSION}.x", HOST.join(",")));
-    host.chain(wasi.map(|wasi| format!("{wasi} {WASI_VERSION}.x"))).collect::<Vec<_>>().join(", ")
+    host.chain(wasi.map(|wasi| format!("{wasi} {WASI_VERSION}.x")))
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 /// Looks at an upload without compiling it.
@@ -124,19 +140,30 @@ pub fn inspect(wasm: &[u8]) -> Result<Inspection, Refusal> {
     }
     let names = read_names(wasm)?;
     let kind = kind_of(&names.exports)?;
-    let foreign: Vec<_> =
-        names.imports.iter().filter(|name| !is_allowed(name)).map(|name| tame(name)).collect();
+    let foreign: Vec<_> = names
+        .imports
+        .iter()
+        .filter(|name| !is_allowed(name))
+        .map(|name| tame(name))
+        .collect();
     if !foreign.is_empty() {
         return Err(Refusal::ForeignImports { names: foreign });
     }
     let digest = Digest(Sha256::digest(wasm).into());
-    Ok(Inspection { digest, kind, imports: names.imports })
+    Ok(Inspection {
+        digest,
+        kind,
+        imports: names.imports,
+    })
 }
 
 /// What leading bytes give away, for people who uploaded the wrong file.
 fn describe(bytes: &[u8]) -> String {
     let known: &[(&[u8], &str)] = &[
-        (b"\x7fELF", "an ELF program or library, or a compiled artifact"),
+        (
+            b"\x7fELF",
+            "an ELF program or library, or a compiled artifact",
+        ),
         (b"PK\x03\x04", "a zip archive"),
         (b"\x1f\x8b", "gzip-compressed; unpack it"),
         (b"!<arch>", "a static library"),
@@ -148,10 +175,17 @@ fn describe(bytes: &[u8]) -> String {
     }
     match bytes {
         [] => "empty".into(),
-        _ if bytes.iter().take(64).all(|b| b.is_ascii_graphic() || b.is_ascii_whitespace()) => {
+        _ if bytes
+            .iter()
+            .take(64)
+            .all(|b| b.is_ascii_graphic() || b.is_ascii_whitespace()) =>
+        {
             "text".into()
         }
-        _ => format!("unknown data that begins with {:02x?}", &bytes[..bytes.len().min(4)]),
+        _ => format!(
+            "unknown data that begins with {:02x?}",
+            &bytes[..bytes.len().min(4)]
+        ),
     }
 }
 
@@ -171,7 +205,11 @@ struct Complexity {
 impl Complexity {
     fn nest(&mut self) -> Result<(), Refusal> {
         self.nested += 1;
-        within("nested modules and components", self.nested as usize, MAX_NESTED as usize)
+        within(
+            "nested modules and components",
+            self.nested as usize,
+            MAX_NESTED as usize,
+        )
     }
 
     fn functions(&mut self, count: u32) -> Result<(), Refusal> {
@@ -181,20 +219,36 @@ impl Complexity {
 }
 
 fn within(what: &'static str, found: usize, limit: usize) -> Result<(), Refusal> {
-    if found > limit { Err(Refusal::TooComplex { what, found, limit }) } else { Ok(()) }
+    if found > limit {
+        Err(Refusal::TooComplex { what, found, limit })
+    } else {
+        Ok(())
+    }
 }
 
 fn malformed(error: wasmparser::BinaryReaderError) -> Refusal {
-    Refusal::Malformed { why: tame(error.message()), offset: error.offset() }
+    Refusal::Malformed {
+        why: tame(error.message()),
+        offset: error.offset(),
+    }
 }
 
 /// Reads the top level's imports and exports, and passes over everything nested.
 fn read_names(wasm: &[u8]) -> Result<Names, Refusal> {
     if !wasm.starts_with(b"\0asm") {
-        return Err(Refusal::NotWasm { found: describe(wasm) });
+        return Err(Refusal::NotWasm {
+            found: describe(wasm),
+        });
     }
     match Parser::new(0).parse(wasm, true).map_err(malformed)? {
-        Chunk::Parsed { payload: Payload::Version { encoding: Encoding::Module, .. }, .. } => {
+        Chunk::Parsed {
+            payload:
+                Payload::Version {
+                    encoding: Encoding::Module,
+                    ..
+                },
+            ..
+        } => {
             return Err(Refusal::CoreModule);
         }
         Chunk::Parsed { .. } | Chunk::NeedMoreData(_) => {}
@@ -247,12 +301,16 @@ fn split(name: &str) -> Option<(&str, &str, &str)> {
 
 /// Whether `version` is a patch version of `series`, such as 0.1.3 of 0.1.
 fn is_of_series(version: &str, series: &str) -> bool {
-    let patch = version.strip_prefix(series).and_then(|rest| rest.strip_prefix('.'));
+    let patch = version
+        .strip_prefix(series)
+        .and_then(|rest| rest.strip_prefix('.'));
     patch.is_some_and(|patch| patch.parse::<u32>().is_ok())
 }
 
 fn is_allowed(name: &str) -> bool {
-    let Some((package, interface, version)) = split(name) else { return false };
+    let Some((package, interface, version)) = split(name) else {
+        return false;
+    };
     if package == PACKAGE {
         return HOST.contains(&interface) && is_of_series(version, VERSION);
     }
@@ -265,7 +323,9 @@ fn kind_of(exports: &[String]) -> Result<PluginKind, Refusal> {
     let mut kinds = Vec::new();
     let mut lifecycle = false;
     for name in exports {
-        let Some((PACKAGE, interface, version)) = split(name) else { continue };
+        let Some((PACKAGE, interface, version)) = split(name) else {
+            continue;
+        };
         match interface {
             "lifecycle" => lifecycle = true,
             "partitioner" => kinds.push(PluginKind::Partitioner),
@@ -275,7 +335,9 @@ fn kind_of(exports: &[String]) -> Result<PluginKind, Refusal> {
             _ => continue,
         }
         if !is_of_series(version, VERSION) {
-            return Err(Refusal::Version { interface: tame(name) });
+            return Err(Refusal::Version {
+                interface: tame(name),
+            });
         }
     }
     match kinds.as_slice() {

@@ -40,8 +40,6 @@ pub use inspect::{Inspection, Refusal, inspect};
 pub use limits::{BadLimit, Limits};
 pub use logbook::{Clock, LogBook, LogLevel, LogLimits, LogLine};
 pub use meter::Usage;
-pub use output::{
-    HeaderPiece, NewHeaders, NewRecord, Output, OutputFault, Piece, Verdict,
-};
+pub use output::{HeaderPiece, NewHeaders, NewRecord, Output, OutputFault, Piece, Verdict};
 pub use registry::{OpenError, Plugin, Registry};
 pub use run::{Outlet, Runner, RunnerSpec};

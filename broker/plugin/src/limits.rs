@@ -128,7 +128,13 @@ impl Limits {
     /// # Errors
     /// Names the first field that is out of range.
     pub fn check(&self) -> Result<(), BadLimit> {
-        let bad = |name, given: String, expected: String| Err(BadLimit { name, given, expected });
+        let bad = |name, given: String, expected: String| {
+            Err(BadLimit {
+                name,
+                given,
+                expected,
+            })
+        };
         let range = |name, given: usize, max: usize| match given {
             0 => bad(name, given.to_string(), format!("1 to {max}")),
             _ if given > max => bad(name, given.to_string(), format!("1 to {max}")),
@@ -138,14 +144,26 @@ impl Limits {
         range("high_water_bytes", self.high_water_bytes, self.memory_bytes)?;
         range("table_elements", self.table_elements, MAX_TABLE_ELEMENTS)?;
         range("output_bytes", self.output_bytes, MAX_MEMORY_BYTES)?;
-        range("output_records", self.output_records, MAX_BATCH_RECORDS as usize)?;
+        range(
+            "output_records",
+            self.output_records,
+            MAX_BATCH_RECORDS as usize,
+        )?;
         for (name, time) in [("call_cpu", self.call_cpu), ("init_cpu", self.init_cpu)] {
             if time < TICK {
-                return bad(name, format!("{time:?}"), format!("at least {TICK:?}, one tick"));
+                return bad(
+                    name,
+                    format!("{time:?}"),
+                    format!("at least {TICK:?}, one tick"),
+                );
             }
         }
         if !(self.cpu_share > 0.0 && self.cpu_share <= 1.0) {
-            return bad("cpu_share", self.cpu_share.to_string(), "above 0 and at most 1".into());
+            return bad(
+                "cpu_share",
+                self.cpu_share.to_string(),
+                "above 0 and at most 1".into(),
+            );
         }
         Ok(())
     }
@@ -190,12 +208,54 @@ mod tests {
             assert_eq!(error.name, name);
         };
         let good = Limits::default;
-        check(Limits { memory_bytes: MAX_MEMORY_BYTES + 1, ..good() }, "memory_bytes");
-        check(Limits { high_water_bytes: 65 << 20, ..good() }, "high_water_bytes");
-        check(Limits { table_elements: 0, ..good() }, "table_elements");
-        check(Limits { output_records: usize::MAX, ..good() }, "output_records");
-        check(Limits { call_cpu: Duration::ZERO, ..good() }, "call_cpu");
-        check(Limits { cpu_share: f64::NAN, ..good() }, "cpu_share");
-        check(Limits { cpu_share: 0.0, ..good() }, "cpu_share");
+        check(
+            Limits {
+                memory_bytes: MAX_MEMORY_BYTES + 1,
+                ..good()
+            },
+            "memory_bytes",
+        );
+        check(
+            Limits {
+                high_water_bytes: 65 << 20,
+                ..good()
+            },
+            "high_water_bytes",
+        );
+        check(
+            Limits {
+                table_elements: 0,
+                ..good()
+            },
+            "table_elements",
+        );
+        check(
+            Limits {
+                output_records: usize::MAX,
+                ..good()
+            },
+            "output_records",
+        );
+        check(
+            Limits {
+                call_cpu: Duration::ZERO,
+                ..good()
+            },
+            "call_cpu",
+        );
+        check(
+            Limits {
+                cpu_share: f64::NAN,
+                ..good()
+            },
+            "cpu_share",
+        );
+        check(
+            Limits {
+                cpu_share: 0.0,
+                ..good()
+            },
+            "cpu_share",
+        );
     }
 }

@@ -118,7 +118,10 @@ pub(crate) struct Meter {
 impl Meter {
     pub(crate) fn new() -> Self {
         let yielded = Arc::new(Yielded::default());
-        Self { waker: Waker::from(Arc::clone(&yielded)), yielded }
+        Self {
+            waker: Waker::from(Arc::clone(&yielded)),
+            yielded,
+        }
     }
 
     /// Runs `guest` until it ends or has used `deadline`; adds what it used to `usage` and
@@ -165,7 +168,9 @@ mod tests {
     use super::*;
 
     fn run<F: Future>(guest: F, deadline: Duration) -> (Result<F::Output, Cut>, Duration) {
-        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .expect("a runtime");
         let mut spent = Duration::ZERO;
         let usage = Usage::default();
         let result = runtime.block_on(Meter::new().run(guest, deadline, &usage, &mut spent));

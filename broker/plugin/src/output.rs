@@ -38,39 +38,79 @@ pub enum Verdict {
 pub enum OutputFault {
     /// A column of the wrong length.
     #[error("{got} {what} for {expected} records; expected one for each")]
-    Count { what: &'static str, got: usize, expected: usize },
+    Count {
+        what: &'static str,
+        got: usize,
+        expected: usize,
+    },
     /// A column that is no multiple of its width.
     #[error("{what} has {got} integers, which is not a multiple of {width}")]
-    Ragged { what: &'static str, got: usize, width: usize },
+    Ragged {
+        what: &'static str,
+        got: usize,
+        width: usize,
+    },
     /// An unknown verdict.
     #[error("verdict {got} for record {record}; expected 0 (drop), 1 (keep) or 2 (dead-letter)")]
     Verdict { record: usize, got: u8 },
     /// A partition that the target does not have.
     #[error("partition {got} for record {record}, but the target has {partitions} partitions")]
-    Partition { record: usize, got: u32, partitions: u32 },
+    Partition {
+        record: usize,
+        got: u32,
+        partitions: u32,
+    },
     /// An input record that is not in the batch.
     #[error("new record {record} names input record {got}, but the batch has {records} records")]
-    Input { record: usize, got: u32, records: usize },
+    Input {
+        record: usize,
+        got: u32,
+        records: usize,
+    },
     /// An output that is not declared.
     #[error("new record {record} names output {got}, but {outputs} outputs are declared")]
-    UnknownOutput { record: usize, got: u32, outputs: usize },
+    UnknownOutput {
+        record: usize,
+        got: u32,
+        outputs: usize,
+    },
     /// A key or value outside the data.
     #[error(
         "the {what} of new record {record} is {len} bytes at {offset}, but data has {data} bytes"
     )]
-    Piece { record: usize, what: &'static str, offset: u32, len: u32, data: usize },
+    Piece {
+        record: usize,
+        what: &'static str,
+        offset: u32,
+        len: u32,
+        data: usize,
+    },
     /// Headers outside the header table.
     #[error(
         "new record {record} has {count} headers from header {first}, but there are {headers} \
          (and at most {MAX_RECORD_HEADERS} on one record)"
     )]
-    HeaderRange { record: usize, first: u32, count: u32, headers: usize },
+    HeaderRange {
+        record: usize,
+        first: u32,
+        count: u32,
+        headers: usize,
+    },
     /// A header's name or value outside the data.
     #[error("the {what} of header {header} is {len} bytes at {offset}, but data has {data} bytes")]
-    HeaderPiece { header: usize, what: &'static str, offset: u32, len: u32, data: usize },
+    HeaderPiece {
+        header: usize,
+        what: &'static str,
+        offset: u32,
+        len: u32,
+        data: usize,
+    },
     /// A header name that is no name.
     #[error("the name of header {header} {problem}")]
-    HeaderName { header: usize, problem: &'static str },
+    HeaderName {
+        header: usize,
+        problem: &'static str,
+    },
     /// More headers than a batch can have.
     #[error("{got} headers; at most {MAX_BATCH_HEADERS} are allowed")]
     Headers { got: usize },
@@ -91,10 +131,17 @@ pub enum OutputFault {
 /// Checks a filter's verdicts.
 pub(crate) fn check_verdicts(raw: Vec<u8>, records: usize) -> Result<Vec<Verdict>, OutputFault> {
     if raw.len() != records {
-        return Err(OutputFault::Count { what: "verdicts", got: raw.len(), expected: records });
+        return Err(OutputFault::Count {
+            what: "verdicts",
+            got: raw.len(),
+            expected: records,
+        });
     }
     if let Some(record) = raw.iter().position(|&v| v > Verdict::DeadLetter as u8) {
-        return Err(OutputFault::Verdict { record, got: raw[record] });
+        return Err(OutputFault::Verdict {
+            record,
+            got: raw[record],
+        });
     }
     let verdict = |v| match v {
         0 => Verdict::Drop,
@@ -111,10 +158,18 @@ pub(crate) fn check_partitions(
     partitions: u32,
 ) -> Result<Vec<u32>, OutputFault> {
     if raw.len() != records {
-        return Err(OutputFault::Count { what: "partitions", got: raw.len(), expected: records });
+        return Err(OutputFault::Count {
+            what: "partitions",
+            got: raw.len(),
+            expected: records,
+        });
     }
     match raw.iter().position(|&p| p >= partitions) {
-        Some(record) => Err(OutputFault::Partition { record, got: raw[record], partitions }),
+        Some(record) => Err(OutputFault::Partition {
+            record,
+            got: raw[record],
+            partitions,
+        }),
         None => Ok(raw),
     }
 }
@@ -160,10 +215,15 @@ impl<'a> NewHeaders<'a> {
     /// Names and values in order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (&'a str, &'a [u8])> + use<'a> {
         let data = self.data;
-        self.entries.iter().map(move |&[name, name_len, value, value_len]| {
-            let name = std::str::from_utf8(slice(data, name, name_len));
-            (name.expect("checked when the output was"), slice(data, value, value_len))
-        })
+        self.entries
+            .iter()
+            .map(move |&[name, name_len, value, value_len]| {
+                let name = std::str::from_utf8(slice(data, name, name_len));
+                (
+                    name.expect("checked when the output was"),
+                    slice(data, value, value_len),
+                )
+            })
     }
 }
 
@@ -213,11 +273,23 @@ impl Output {
     /// The new records in the order in which they are to be written.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = NewRecord<'_>> {
         let spans = self.spans.as_chunks::<OUT_SPAN>().0.iter();
-        spans.enumerate().map(|(index, span)| self.record(index, span))
+        spans
+            .enumerate()
+            .map(|(index, span)| self.record(index, span))
     }
 
     fn record(&self, index: usize, span: &[u32; OUT_SPAN]) -> NewRecord<'_> {
-        let &[input, output, partition, key, key_len, value, value_len, first, count] = span;
+        let &[
+            input,
+            output,
+            partition,
+            key,
+            key_len,
+            value,
+            value_len,
+            first,
+            count,
+        ] = span;
         let piece = |offset, len| match (offset, len) {
             (NONE, _) => Piece::Keep,
             (_, NONE) => Piece::Absent,
@@ -234,7 +306,11 @@ impl Output {
             input,
             output,
             partition: (partition != NONE).then_some(partition),
-            timestamp: self.timestamps.get(index).copied().filter(|&t| t != KEEP_TIMESTAMP),
+            timestamp: self
+                .timestamps
+                .get(index)
+                .copied()
+                .filter(|&t| t != KEEP_TIMESTAMP),
             key: piece(key, key_len),
             value: piece(value, value_len),
             headers,
@@ -258,7 +334,8 @@ pub(crate) fn check_output(
     input: &Columns<'_>,
     bounds: &Bounds<'_>,
 ) -> Result<Output, Fault> {
-    let ragged = |what, got, width| Fault::from(GuestOutput(OutputFault::Ragged { what, got, width }));
+    let ragged =
+        |what, got, width| Fault::from(GuestOutput(OutputFault::Ragged { what, got, width }));
     let (spans, rest) = raw.spans.as_chunks::<OUT_SPAN>();
     if !rest.is_empty() {
         return Err(ragged("spans", raw.spans.len(), OUT_SPAN));
@@ -268,11 +345,19 @@ pub(crate) fn check_output(
         return Err(ragged("headers", raw.headers.len(), HEADER));
     }
     if spans.len() > bounds.records {
-        return Err(LimitHit::OutputRecords { made: spans.len(), limit: bounds.records }.into());
+        return Err(LimitHit::OutputRecords {
+            made: spans.len(),
+            limit: bounds.records,
+        }
+        .into());
     }
     if !raw.timestamps.is_empty() && raw.timestamps.len() != spans.len() {
         let got = raw.timestamps.len();
-        let fault = OutputFault::Count { what: "timestamps", got, expected: spans.len() };
+        let fault = OutputFault::Count {
+            what: "timestamps",
+            got,
+            expected: spans.len(),
+        };
         return Err(GuestOutput(fault).into());
     }
     let check = Check {
@@ -289,8 +374,19 @@ pub(crate) fn check_output(
             return Err(LimitHit::OutputBytes(bounds.bytes).into());
         }
     }
-    let OutBatch { data, timestamps, spans, headers } = raw;
-    Ok(Output { data, timestamps, spans, headers, expanded })
+    let OutBatch {
+        data,
+        timestamps,
+        spans,
+        headers,
+    } = raw;
+    Ok(Output {
+        data,
+        timestamps,
+        spans,
+        headers,
+        expanded,
+    })
 }
 
 /// Shortens the way from an [`OutputFault`] to a [`Fault`].
@@ -318,7 +414,13 @@ fn check_headers(
     for (header, &[name, name_len, value, value_len]) in headers.iter().enumerate() {
         let outside = |what, offset, len| {
             let data = data.len();
-            GuestOutput(OutputFault::HeaderPiece { header, what, offset, len, data })
+            GuestOutput(OutputFault::HeaderPiece {
+                header,
+                what,
+                offset,
+                len,
+                data,
+            })
         };
         let bad_name = |problem| GuestOutput(OutputFault::HeaderName { header, problem });
         let name_bytes = piece(data, name, name_len).ok_or(outside("name", name, name_len))?;
@@ -352,10 +454,15 @@ fn input_header_ends(input: &Columns<'_>) -> Vec<u64> {
         return Vec::new();
     }
     let mut sum = 0u64;
-    let weights = input.headers.as_chunks::<HEADER>().0.iter().map(|&[_, name, _, value]| {
-        sum += u64::from(name) + u64::from(value) + HEADER_OVERHEAD;
-        sum
-    });
+    let weights = input
+        .headers
+        .as_chunks::<HEADER>()
+        .0
+        .iter()
+        .map(|&[_, name, _, value]| {
+            sum += u64::from(name) + u64::from(value) + HEADER_OVERHEAD;
+            sum
+        });
     std::iter::once(0).chain(weights).collect()
 }
 
@@ -370,17 +477,39 @@ struct Check<'a> {
 impl Check<'_> {
     /// Checks one new record and returns its weight in bytes.
     fn record(&self, record: usize, span: &[u32; OUT_SPAN]) -> Result<u64, OutputFault> {
-        let &[input, output, partition, key, key_len, value, value_len, first, count] = span;
+        let &[
+            input,
+            output,
+            partition,
+            key,
+            key_len,
+            value,
+            value_len,
+            first,
+            count,
+        ] = span;
         let Some(from) = self.input.spans.as_chunks::<SPAN>().0.get(input as usize) else {
             let records = self.input.records();
-            return Err(OutputFault::Input { record, got: input, records });
+            return Err(OutputFault::Input {
+                record,
+                got: input,
+                records,
+            });
         };
         let Some(&partitions) = self.bounds.outputs.get(output as usize) else {
             let outputs = self.bounds.outputs.len();
-            return Err(OutputFault::UnknownOutput { record, got: output, outputs });
+            return Err(OutputFault::UnknownOutput {
+                record,
+                got: output,
+                outputs,
+            });
         };
         if partition != NONE && partition >= partitions {
-            return Err(OutputFault::Partition { record, got: partition, partitions });
+            return Err(OutputFault::Partition {
+                record,
+                got: partition,
+                partitions,
+            });
         }
         let new = self.new_piece(record, "key", key, key_len)?
             + self.new_piece(record, "value", value, value_len)?
@@ -405,7 +534,13 @@ impl Check<'_> {
             Some(bytes) => Ok(bytes.len() as u64),
             None => {
                 let data = self.data.len();
-                Err(OutputFault::Piece { record, what, offset, len, data })
+                Err(OutputFault::Piece {
+                    record,
+                    what,
+                    offset,
+                    len,
+                    data,
+                })
             }
         }
     }
@@ -421,7 +556,12 @@ impl Check<'_> {
             (Some(start), Some(end)) if count as usize <= MAX_RECORD_HEADERS => Ok(end - start),
             _ => {
                 let headers = self.header_ends.len() - 1;
-                Err(OutputFault::HeaderRange { record, first, count, headers })
+                Err(OutputFault::HeaderRange {
+                    record,
+                    first,
+                    count,
+                    headers,
+                })
             }
         }
     }
@@ -429,7 +569,11 @@ impl Check<'_> {
     /// Weight of what a new record keeps of its input record.
     fn kept(&self, input: usize, from: &[u32; SPAN], kept: [bool; 3]) -> u64 {
         if let Some(&size) = self.input.sizes.get(input) {
-            return if kept.contains(&true) { u64::from(size) } else { 0 };
+            return if kept.contains(&true) {
+                u64::from(size)
+            } else {
+                0
+            };
         }
         let len = |len: u32| if len == NONE { 0 } else { u64::from(len) };
         let &[_, key_len, _, value_len, first, count] = from;

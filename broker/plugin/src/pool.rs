@@ -63,7 +63,11 @@ impl Unborn {
         context: InitContext<'_>,
     ) -> Result<(Exports, Result<Needs, String>), StartError> {
         let store = &mut self.store;
-        let instance = plugin.pre.instantiate_async(&mut *store).await.map_err(StartError::Make)?;
+        let instance = plugin
+            .pre
+            .instantiate_async(&mut *store)
+            .await
+            .map_err(StartError::Make)?;
         let exports = match &plugin.entry {
             Entry::Partitioner(entry) => {
                 entry.load(&mut *store, &instance).map(Exports::Partitioner)
@@ -72,13 +76,23 @@ impl Unborn {
             Entry::Transform(entry) => entry.load(&mut *store, &instance).map(Exports::Transform),
         };
         let exports = exports.map_err(StartError::Type)?;
-        let lifecycle = plugin.lifecycle.load(&mut *store, &instance).map_err(StartError::Type)?;
-        let needs = lifecycle.call_init(&mut *store, context).await.map_err(StartError::Init)?;
+        let lifecycle = plugin
+            .lifecycle
+            .load(&mut *store, &instance)
+            .map_err(StartError::Type)?;
+        let needs = lifecycle
+            .call_init(&mut *store, context)
+            .await
+            .map_err(StartError::Init)?;
         Ok((exports, needs.map(needs_of)))
     }
 
     pub(crate) fn born(self, exports: Exports) -> Live {
-        Live { store: self.store, exports, _place: self.place }
+        Live {
+            store: self.store,
+            exports,
+            _place: self.place,
+        }
     }
 }
 
@@ -105,9 +119,8 @@ pub(crate) enum StartError {
 impl StartError {
     pub(crate) fn fault(&self, state: &HostState) -> Fault {
         match self {
-            Self::Make(error) => code_fault(error, state).unwrap_or_else(|| {
-                EngineFault::Instantiate(tame(&format!("{error:#}"))).into()
-            }),
+            Self::Make(error) => code_fault(error, state)
+                .unwrap_or_else(|| EngineFault::Instantiate(tame(&format!("{error:#}"))).into()),
             Self::Type(error) => malformed(error),
             Self::Init(error) => call_fault(error, state),
         }
@@ -145,12 +158,18 @@ fn code_fault(error: &wasmtime::Error, state: &HostState) -> Option<Fault> {
             None => return None,
         },
     };
-    let trapped = Trapped { cause, stderr: state.last_stderr(), backtrace: backtrace(error) };
+    let trapped = Trapped {
+        cause,
+        stderr: state.last_stderr(),
+        backtrace: backtrace(error),
+    };
     Some(GuestFault::Trap(trapped).into())
 }
 
 fn backtrace(error: &wasmtime::Error) -> Vec<String> {
-    let Some(trace) = error.downcast_ref::<wasmtime::WasmBacktrace>() else { return Vec::new() };
+    let Some(trace) = error.downcast_ref::<wasmtime::WasmBacktrace>() else {
+        return Vec::new();
+    };
     let frames = trace.frames().iter().take(MAX_FRAMES);
     let name = |frame: &wasmtime::FrameInfo| match frame.func_name() {
         Some(name) => tame(name),

@@ -54,7 +54,11 @@ impl Plugin {
         self.kind
     }
 
-    fn link(engine: &PluginEngine, component: &Component, about: &Inspection) -> Result<Self, Refusal> {
+    fn link(
+        engine: &PluginEngine,
+        component: &Component,
+        about: &Inspection,
+    ) -> Result<Self, Refusal> {
         let pre = engine.linker().instantiate_pre(component).map_err(unfit)?;
         let entry = match about.kind {
             PluginKind::Partitioner => partitioner::GuestIndices::new(&pre).map(Entry::Partitioner),
@@ -64,7 +68,13 @@ impl Plugin {
         };
         let entry = entry.map_err(unfit)?;
         let lifecycle = lifecycle::GuestIndices::new(&pre).map_err(unfit)?;
-        Ok(Self { digest: about.digest, kind: about.kind, pre, lifecycle, entry })
+        Ok(Self {
+            digest: about.digest,
+            kind: about.kind,
+            pre,
+            lifecycle,
+            entry,
+        })
     }
 }
 
@@ -99,8 +109,13 @@ impl Registry {
     /// # Errors
     /// When the directory cannot be created, made private or read.
     pub fn open(engine: PluginEngine, directory: PathBuf) -> Result<Self, OpenError> {
-        let artifacts = ArtifactCache::open(directory.clone(), engine.engine())
-            .map_err(|source| OpenError { path: directory, source })?;
+        let artifacts =
+            ArtifactCache::open(directory.clone(), engine.engine()).map_err(|source| {
+                OpenError {
+                    path: directory,
+                    source,
+                }
+            })?;
         Ok(Self {
             engine,
             artifacts,
@@ -127,11 +142,14 @@ impl Registry {
         if let Some(plugin) = self.get(&about.digest) {
             return Ok(plugin);
         }
-        let compiling = self.compiling.lock().unwrap_or_else(PoisonError::into_inner);
+        let compiling = self
+            .compiling
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if let Some(plugin) = self.get(&about.digest) {
             return Ok(plugin);
         }
-        let component = match self.from_artifact(&about.digest) {
+        let component = match self.cached(&about.digest) {
             Some(component) => component,
             None => self.compile(&about.digest, wasm)?,
         };
@@ -154,7 +172,7 @@ impl Registry {
         self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn from_artifact(&self, digest: &Digest) -> Option<Component> {
+    fn cached(&self, digest: &Digest) -> Option<Component> {
         let artifact = Verified::from_cache(&self.artifacts, digest)?;
         match artifact.deserialize(self.engine.engine()) {
             Ok(component) => Some(component),

@@ -107,7 +107,16 @@ impl Runner {
         plugin: Arc<Plugin>,
         spec: RunnerSpec,
     ) -> Result<Self, BadLimit> {
-        let RunnerSpec { label, tenant, inputs, outputs, config, limits, log, counters } = spec;
+        let RunnerSpec {
+            label,
+            tenant,
+            inputs,
+            outputs,
+            config,
+            limits,
+            log,
+            counters,
+        } = spec;
         limits.check()?;
         let label = Arc::new(label);
         let around = Surroundings {
@@ -301,7 +310,9 @@ impl Runner {
         let started = {
             let _running = self.engine.running();
             let start = unborn.start(&self.plugin, context);
-            self.meter.run(start, deadline, &self.usage, &mut spent).await
+            self.meter
+                .run(start, deadline, &self.usage, &mut spent)
+                .await
         };
         unborn.store.data().flush();
         let result = match started {
@@ -325,7 +336,9 @@ impl Runner {
         spent: &mut Duration,
     ) -> Result<F::Output, Cut> {
         let _running = self.engine.running();
-        self.meter.run(call, self.limits.call_cpu, &self.usage, spent).await
+        self.meter
+            .run(call, self.limits.call_cpu, &self.usage, spent)
+            .await
     }
 
     /// Keeps the instance if the call left it whole, and tells what the guest returned.
@@ -362,11 +375,20 @@ impl Runner {
 
     fn error(&self, fault: Fault) -> RunError {
         self.usage.count_failure();
-        RunError { label: Arc::clone(&self.label), fault }
+        RunError {
+            label: Arc::clone(&self.label),
+            fault,
+        }
     }
 
     fn wrong_kind(&self, wanted: PluginKind) -> RunError {
-        self.error(EngineFault::WrongKind { actual: self.plugin.kind(), wanted }.into())
+        self.error(
+            EngineFault::WrongKind {
+                actual: self.plugin.kind(),
+                wanted,
+            }
+            .into(),
+        )
     }
 }
 
@@ -377,7 +399,10 @@ fn guest_error(error: GuestError, records: usize) -> GuestFault {
         GuestError::BadRecord((index, _)) if index as usize >= records => {
             OutputFault::BadIndex { index, records }.into()
         }
-        GuestError::BadRecord((index, why)) => GuestFault::BadRecord { index, why: tame(&why) },
+        GuestError::BadRecord((index, why)) => GuestFault::BadRecord {
+            index,
+            why: tame(&why),
+        },
     }
 }
 

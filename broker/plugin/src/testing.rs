@@ -29,7 +29,11 @@ static SHARED: LazyLock<Shared> = LazyLock::new(|| {
     let registry = Registry::open(engine, directory.path().join("artifacts")).unwrap();
     // A static is never dropped; without the directory the registry keeps nothing on disk.
     std::fs::remove_dir_all(directory.path()).unwrap();
-    Shared { registry, plugins: Mutex::default(), _directory: directory }
+    Shared {
+        registry,
+        plugins: Mutex::default(),
+        _directory: directory,
+    }
 });
 
 pub(crate) fn engine() -> &'static PluginEngine {
@@ -54,13 +58,19 @@ pub(crate) fn limits() -> Limits {
 }
 
 pub(crate) fn spec(config: &[(&str, &str)], limits: Limits) -> RunnerSpec {
-    let outlet = |name: &str, partitions| Outlet { name: name.into(), partitions };
+    let outlet = |name: &str, partitions| Outlet {
+        name: name.into(),
+        partitions,
+    };
     RunnerSpec {
         label: Label::for_test(),
         tenant: "acme".parse().unwrap(),
         inputs: vec!["acme/quakes".into()],
         outputs: vec![outlet("alerts", 4), outlet("log", 2)],
-        config: config.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect(),
+        config: config
+            .iter()
+            .map(|(k, v)| ((*k).into(), (*v).into()))
+            .collect(),
         limits,
         log: Arc::new(LogBook::new(LogLimits::default(), Arc::new(|| 1_000))),
         counters: Arc::default(),
@@ -80,7 +90,10 @@ pub(crate) struct Rec {
 }
 
 pub(crate) fn value(value: impl AsRef<[u8]>) -> Rec {
-    Rec { value: Some(value.as_ref().to_vec()), ..Rec::default() }
+    Rec {
+        value: Some(value.as_ref().to_vec()),
+        ..Rec::default()
+    }
 }
 
 /// An owned batch.
@@ -107,7 +120,9 @@ impl TestBatch {
                     batch.headers.extend(span);
                 }
             }
-            batch.spans.extend([key, key_len, value, value_len, first, count]);
+            batch
+                .spans
+                .extend([key, key_len, value, value_len, first, count]);
             batch.timestamps.push(i64::try_from(index).unwrap());
             batch.offsets.push(i64::try_from(index).unwrap());
         }
@@ -140,7 +155,10 @@ impl TestBatch {
 /// Three records: a weak earthquake, a strong one with a header, and one that is no JSON.
 pub(crate) fn quakes() -> TestBatch {
     TestBatch::new([
-        Rec { key: Some("a"), ..value(r#"{"id":"a","mag":1.5,"lon":-150.0,"lat":61.0}"#) },
+        Rec {
+            key: Some("a"),
+            ..value(r#"{"id":"a","mag":1.5,"lon":-150.0,"lat":61.0}"#)
+        },
         Rec {
             key: Some("b"),
             headers: vec![("source", "us")],

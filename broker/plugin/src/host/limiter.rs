@@ -54,7 +54,10 @@ impl ResourceLimiter for Limiter {
     ) -> wasmtime::Result<bool> {
         let wanted = self.memory.saturating_add(desired.saturating_sub(current));
         if wanted > self.memory_limit {
-            return self.refuse(LimitHit::Memory { wanted, limit: self.memory_limit });
+            return self.refuse(LimitHit::Memory {
+                wanted,
+                limit: self.memory_limit,
+            });
         }
         self.memory = wanted;
         Ok(true)
@@ -66,9 +69,14 @@ impl ResourceLimiter for Limiter {
         desired: usize,
         _maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
-        let wanted = self.elements.saturating_add(desired.saturating_sub(current));
+        let wanted = self
+            .elements
+            .saturating_add(desired.saturating_sub(current));
         if wanted > self.table_limit {
-            return self.refuse(LimitHit::Table { wanted, limit: self.table_limit });
+            return self.refuse(LimitHit::Table {
+                wanted,
+                limit: self.table_limit,
+            });
         }
         self.elements = wanted;
         Ok(true)
@@ -93,14 +101,38 @@ mod tests {
 
     #[test]
     fn memory_is_summed_and_the_refusal_is_remembered() {
-        let limits = Limits { memory_bytes: 100, table_elements: 10, ..Limits::default() };
+        let limits = Limits {
+            memory_bytes: 100,
+            table_elements: 10,
+            ..Limits::default()
+        };
         let mut limiter = Limiter::new(&limits);
-        assert!(limiter.memory_growing(0, 60, None).is_ok_and(|granted| granted));
+        assert!(
+            limiter
+                .memory_growing(0, 60, None)
+                .is_ok_and(|granted| granted)
+        );
         assert!(limiter.memory_growing(0, 41, None).is_err());
-        assert_eq!(limiter.hit(), Some(LimitHit::Memory { wanted: 101, limit: 100 }));
+        assert_eq!(
+            limiter.hit(),
+            Some(LimitHit::Memory {
+                wanted: 101,
+                limit: 100
+            })
+        );
         assert_eq!(limiter.memory(), 60);
-        assert!(limiter.memory_growing(60, 100, None).is_ok_and(|granted| granted));
+        assert!(
+            limiter
+                .memory_growing(60, 100, None)
+                .is_ok_and(|granted| granted)
+        );
         assert!(limiter.table_growing(0, 11, None).is_err());
-        assert_eq!(limiter.hit(), Some(LimitHit::Table { wanted: 11, limit: 10 }));
+        assert_eq!(
+            limiter.hit(),
+            Some(LimitHit::Table {
+                wanted: 11,
+                limit: 10
+            })
+        );
     }
 }

@@ -58,7 +58,8 @@ pub(crate) struct HostState {
 
 impl HostState {
     pub(crate) fn new(around: &Surroundings, limits: &Limits, crossing_bytes: usize) -> Self {
-        let line = |level| LineWriter::new(Arc::clone(&around.log), Arc::clone(&around.label), level);
+        let line =
+            |level| LineWriter::new(Arc::clone(&around.log), Arc::clone(&around.label), level);
         let (stdout, stderr) = (line(LogLevel::Info), line(LogLevel::Error));
         let mut table = ResourceTable::new();
         table.set_max_capacity(MAX_RESOURCES);
@@ -93,7 +94,10 @@ impl HostState {
 /// The seed of a guest's randomness.
 pub(crate) fn seed(plugin: &Digest, partition: Option<u32>) -> [u8; 32] {
     let mut seed = plugin.0;
-    for (byte, add) in seed.iter_mut().zip(partition.map_or(0, |p| p + 1).to_le_bytes()) {
+    for (byte, add) in seed
+        .iter_mut()
+        .zip(partition.map_or(0, |p| p + 1).to_le_bytes())
+    {
         *byte ^= add;
     }
     seed

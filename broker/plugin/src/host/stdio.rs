@@ -34,7 +34,12 @@ pub(crate) struct LineWriter {
 
 impl LineWriter {
     pub(crate) fn new(log: Arc<LogBook>, from: Arc<Label>, level: LogLevel) -> Self {
-        Self { lines: Arc::default(), log, from, level }
+        Self {
+            lines: Arc::default(),
+            log,
+            from,
+            level,
+        }
     }
 
     fn lines(&self) -> MutexGuard<'_, Lines> {
@@ -128,22 +133,38 @@ mod tests {
     #[test]
     fn output_becomes_lines() {
         let log = Arc::new(LogBook::new(LogLimits::default(), Arc::new(|| 0)));
-        let writer = LineWriter::new(Arc::clone(&log), Arc::new(Label::for_test()), LogLevel::Error);
+        let writer = LineWriter::new(
+            Arc::clone(&log),
+            Arc::new(Label::for_test()),
+            LogLevel::Error,
+        );
         writer.write_bytes(b"panicked at ");
         writer.write_bytes(b"src/lib.rs:1:\n\nboom\nnote");
-        let messages =
-            || log.read(0, 10).0.into_iter().map(|line| line.message).collect::<Vec<_>>();
+        let messages = || {
+            log.read(0, 10)
+                .0
+                .into_iter()
+                .map(|line| line.message)
+                .collect::<Vec<_>>()
+        };
         assert_eq!(messages(), ["panicked at src/lib.rs:1:", "boom"]);
         writer.flush();
         writer.flush();
         assert_eq!(messages()[2..], ["note"]);
-        assert_eq!(writer.tail().as_deref(), Some("panicked at src/lib.rs:1: boom note"));
+        assert_eq!(
+            writer.tail().as_deref(),
+            Some("panicked at src/lib.rs:1: boom note")
+        );
     }
 
     #[test]
     fn endless_lines_are_cut_into_bounded_ones() {
         let log = Arc::new(LogBook::new(LogLimits::default(), Arc::new(|| 0)));
-        let writer = LineWriter::new(Arc::clone(&log), Arc::new(Label::for_test()), LogLevel::Info);
+        let writer = LineWriter::new(
+            Arc::clone(&log),
+            Arc::new(Label::for_test()),
+            LogLevel::Info,
+        );
         for _ in 0..5 {
             writer.write_bytes(&[b'x'; 1000]);
         }

@@ -14,10 +14,18 @@ fn refused(wasm: &[u8], expected: &[&str]) {
 
 /// A component with these imports and exports, all of them empty instances.
 fn component(imports: &[&str], exports: &[&str]) -> Vec<u8> {
-    let imports = imports.iter().map(|name| format!("(import {name:?} (instance))"));
-    let exports = exports.iter().map(|name| format!("(instance $i (export {name:?}))"));
+    let imports = imports
+        .iter()
+        .map(|name| format!("(import {name:?} (instance))"));
+    let exports = exports
+        .iter()
+        .map(|name| format!("(instance $i (export {name:?}))"));
     let text: String = imports.chain(exports).collect();
-    wat::parse_str(format!("(component {})", text.replace("(instance $i", "(instance"))).unwrap()
+    wat::parse_str(format!(
+        "(component {})",
+        text.replace("(instance $i", "(instance")
+    ))
+    .unwrap()
 }
 
 #[test]
@@ -56,19 +64,37 @@ fn what_is_no_component_is_described() {
     refused(b"(module)", &["WebAssembly text"]);
     refused(b"fn main() {}", &["it is text"]);
     refused(&[0xde, 0xad, 0xbe, 0xef], &["begins with [de, ad, be, ef]"]);
-    refused(guests::CORE_MODULE, &["a core WebAssembly module", "wasm32-wasip2"]);
-    refused(guests::truncated(guests::FILTER_JSON), &["damaged", "at byte"]);
+    refused(
+        guests::CORE_MODULE,
+        &["a core WebAssembly module", "wasm32-wasip2"],
+    );
+    refused(
+        guests::truncated(guests::FILTER_JSON),
+        &["damaged", "at byte"],
+    );
     for (name, bytes) in guests::NOT_COMPONENTS {
         assert!(inspect(bytes).is_err(), "{name}");
     }
-    refused(&vec![0; MAX_PLUGIN_BYTES + 1], &["has 16777217 bytes; at most 16777216"]);
+    refused(
+        &vec![0; MAX_PLUGIN_BYTES + 1],
+        &["has 16777217 bytes; at most 16777216"],
+    );
 }
 
 #[test]
 fn foreign_imports_are_named_with_what_is_allowed() {
     let foreign = guests::FOREIGN_IMPORTS.wasm;
-    refused(foreign, &["acme:vault/secrets@1.0.0", "allowed are millstream:plugin/{config,"]);
-    let filter = ["millstream:plugin/lifecycle@0.1.0", "millstream:plugin/filter@0.1.0"];
+    refused(
+        foreign,
+        &[
+            "acme:vault/secrets@1.0.0",
+            "allowed are millstream:plugin/{config,",
+        ],
+    );
+    let filter = [
+        "millstream:plugin/lifecycle@0.1.0",
+        "millstream:plugin/filter@0.1.0",
+    ];
     for name in [
         "wasi:http/outgoing-handler@0.2.0",
         "wasi:cli/environment@0.3.0",
@@ -79,28 +105,59 @@ fn foreign_imports_are_named_with_what_is_allowed() {
     ] {
         refused(&component(&[name], &filter), &["the plugin imports", name]);
     }
-    let allowed = ["wasi:cli/environment@0.2.9", "millstream:plugin/config@0.1.7"];
-    assert_eq!(inspect(&component(&allowed, &filter)).unwrap().imports, allowed);
+    let allowed = [
+        "wasi:cli/environment@0.2.9",
+        "millstream:plugin/config@0.1.7",
+    ];
+    assert_eq!(
+        inspect(&component(&allowed, &filter)).unwrap().imports,
+        allowed
+    );
     let function = r#"(component (import "run" (func)) (instance (export "millstream:plugin/lifecycle@0.1.0")) (instance (export "millstream:plugin/filter@0.1.0")))"#;
-    refused(&wat::parse_str(function).unwrap(), &["the plugin imports run,"]);
+    refused(
+        &wat::parse_str(function).unwrap(),
+        &["the plugin imports run,"],
+    );
 }
 
 #[test]
 fn exports_decide() {
     let lifecycle = "millstream:plugin/lifecycle@0.1.0";
     let of = |names: &[&str]| component(&[], names);
-    refused(guests::NO_EXPORTS.wasm, &["not a plugin", "expected millstream:plugin/lifecycle"]);
-    refused(&of(&[]), &["it exports nothing"]);
-    refused(&of(&[lifecycle, "wasi:cli/run@0.2.0"]), &["it exports millstream:plugin/lifecycle"]);
-    refused(guests::EARLY_PROCESSOR.wasm, &["does not run processors yet"]);
-    refused(&of(&["millstream:plugin/filter@0.1.0"]), &["does not export", "lifecycle"]);
     refused(
-        &of(&[lifecycle, "millstream:plugin/filter@0.1.0", "millstream:plugin/transform@0.1.0"]),
+        guests::NO_EXPORTS.wasm,
+        &["not a plugin", "expected millstream:plugin/lifecycle"],
+    );
+    refused(&of(&[]), &["it exports nothing"]);
+    refused(
+        &of(&[lifecycle, "wasi:cli/run@0.2.0"]),
+        &["it exports millstream:plugin/lifecycle"],
+    );
+    refused(
+        guests::EARLY_PROCESSOR.wasm,
+        &["does not run processors yet"],
+    );
+    refused(
+        &of(&["millstream:plugin/filter@0.1.0"]),
+        &["does not export", "lifecycle"],
+    );
+    refused(
+        &of(&[
+            lifecycle,
+            "millstream:plugin/filter@0.1.0",
+            "millstream:plugin/transform@0.1.0",
+        ]),
         &["a filter and a transform at once"],
     );
     refused(
-        &of(&["millstream:plugin/lifecycle@0.2.0", "millstream:plugin/filter@0.2.0"]),
-        &["built for millstream:plugin/lifecycle@0.2.0", "speaks millstream:plugin 0.1.x"],
+        &of(&[
+            "millstream:plugin/lifecycle@0.2.0",
+            "millstream:plugin/filter@0.2.0",
+        ]),
+        &[
+            "built for millstream:plugin/lifecycle@0.2.0",
+            "speaks millstream:plugin 0.1.x",
+        ],
     );
 }
 

@@ -10,11 +10,20 @@ const SPANS: &[u32] = &[0, 4, 4, 6, 0, 1, 0, NONE, 0, NONE, 1, 0];
 const HEADERS: &[u32] = &[10, 1, 11, 1];
 
 fn input() -> Columns<'static> {
-    Columns { data: DATA, spans: SPANS, headers: HEADERS, ..Columns::default() }
+    Columns {
+        data: DATA,
+        spans: SPANS,
+        headers: HEADERS,
+        ..Columns::default()
+    }
 }
 
 fn bounds() -> Bounds<'static> {
-    Bounds { outputs: &[4, 1], bytes: 1000, records: 10 }
+    Bounds {
+        outputs: &[4, 1],
+        bytes: 1000,
+        records: 10,
+    }
 }
 
 fn raw(data: &[u8], spans: &[u32], headers: &[u32]) -> OutBatch {
@@ -32,7 +41,10 @@ fn check(raw: OutBatch) -> Result<Output, String> {
 
 fn refused(spans: &[u32], headers: &[u32], expected: &str) {
     let error = check(raw(b"abc", spans, headers)).unwrap_err();
-    assert!(error.contains(expected), "{error:?} does not say {expected:?}");
+    assert!(
+        error.contains(expected),
+        "{error:?} does not say {expected:?}"
+    );
 }
 
 const KEEP_ALL: [u32; 9] = [0, 0, NONE, NONE, 0, NONE, 0, NONE, 0];
@@ -56,13 +68,24 @@ fn new_records_are_read_back() {
     let output = check(batch).unwrap();
     let records: Vec<_> = output.iter().collect();
     assert_eq!((records.len(), output.len()), (2, 2));
-    assert_eq!((records[0].key, records[0].value), (Piece::Keep, Piece::Keep));
+    assert_eq!(
+        (records[0].key, records[0].value),
+        (Piece::Keep, Piece::Keep)
+    );
     assert_eq!((records[0].partition, records[0].timestamp), (None, None));
     assert_eq!(records[0].headers, HeaderPiece::Keep);
     assert_eq!((records[1].input, records[1].output), (1, 1));
-    assert_eq!((records[1].partition, records[1].timestamp), (Some(0), Some(17)));
-    assert_eq!((records[1].key, records[1].value), (Piece::New(b"a"), Piece::Absent));
-    let HeaderPiece::New(headers) = records[1].headers else { panic!("kept") };
+    assert_eq!(
+        (records[1].partition, records[1].timestamp),
+        (Some(0), Some(17))
+    );
+    assert_eq!(
+        (records[1].key, records[1].value),
+        (Piece::New(b"a"), Piece::Absent)
+    );
+    let HeaderPiece::New(headers) = records[1].headers else {
+        panic!("kept")
+    };
     assert_eq!(headers.iter().collect::<Vec<_>>(), [("b", b"c".as_slice())]);
     // key0 + value0 + header n=v, then key a and header b=c.
     assert_eq!(output.expanded_bytes(), 4 + 6 + 2 + 16 + 1 + 2 + 16);
@@ -72,50 +95,118 @@ fn new_records_are_read_back() {
 fn whatever_is_out_of_bounds_is_named() {
     refused(&KEEP_ALL[..8], &[], "spans has 8 integers");
     refused(&KEEP_ALL, &[0; 3], "headers has 3 integers");
-    refused(&with(&[(0, 2)]), &[], "names input record 2, but the batch has 2");
+    refused(
+        &with(&[(0, 2)]),
+        &[],
+        "names input record 2, but the batch has 2",
+    );
     refused(&with(&[(1, 2)]), &[], "names output 2, but 2 outputs");
-    refused(&with(&[(2, 4)]), &[], "partition 4 for record 0, but the target has 4");
-    refused(&with(&[(3, 1), (4, 3)]), &[], "the key of new record 0 is 3 bytes at 1");
-    refused(&with(&[(5, 0), (6, 4)]), &[], "the value of new record 0 is 4 bytes at 0");
-    refused(&with(&[(5, NONE - 1), (6, NONE - 1)]), &[], "the value of new record 0");
-    refused(&with(&[(7, 0), (8, 1)]), &[], "1 headers from header 0, but there are 0");
-    refused(&with(&[(7, 1), (8, NONE)]), &[0, 1, 0, 0], "headers from header 1");
-    refused(&KEEP_ALL, &[0, 4, 0, 0], "the name of header 0 is 4 bytes at 0");
+    refused(
+        &with(&[(2, 4)]),
+        &[],
+        "partition 4 for record 0, but the target has 4",
+    );
+    refused(
+        &with(&[(3, 1), (4, 3)]),
+        &[],
+        "the key of new record 0 is 3 bytes at 1",
+    );
+    refused(
+        &with(&[(5, 0), (6, 4)]),
+        &[],
+        "the value of new record 0 is 4 bytes at 0",
+    );
+    refused(
+        &with(&[(5, NONE - 1), (6, NONE - 1)]),
+        &[],
+        "the value of new record 0",
+    );
+    refused(
+        &with(&[(7, 0), (8, 1)]),
+        &[],
+        "1 headers from header 0, but there are 0",
+    );
+    refused(
+        &with(&[(7, 1), (8, NONE)]),
+        &[0, 1, 0, 0],
+        "headers from header 1",
+    );
+    refused(
+        &KEEP_ALL,
+        &[0, 4, 0, 0],
+        "the name of header 0 is 4 bytes at 0",
+    );
     refused(&KEEP_ALL, &[0, 1, 0, NONE], "the value of header 0");
     refused(&KEEP_ALL, &[0, 0, 0, 0], "the name of header 0 is empty");
     let error = check(raw(b"\xff", &KEEP_ALL, &[0, 1, 0, 0])).unwrap_err();
     assert!(error.contains("is not UTF-8"), "{error}");
     let mut batch = raw(b"", &KEEP_ALL, &[]);
     batch.timestamps = vec![1, 2];
-    assert!(check(batch).unwrap_err().contains("2 timestamps for 1 records"));
+    assert!(
+        check(batch)
+            .unwrap_err()
+            .contains("2 timestamps for 1 records")
+    );
 }
 
 #[test]
 fn output_is_bounded_by_what_it_expands_to() {
-    let many = |n: usize| raw(&[b'x'; 200], &[with(&[(5, 0), (6, 200)]); 10][..n].concat(), &[]);
+    let many = |n: usize| {
+        raw(
+            &[b'x'; 200],
+            &[with(&[(5, 0), (6, 200)]); 10][..n].concat(),
+            &[],
+        )
+    };
     // 200 new bytes and 22 kept ones (key0, the header and its overhead) each.
     assert_eq!(check(many(4)).unwrap().expanded_bytes(), 4 * 222);
     let fault = check_output(many(5), &input(), &bounds()).unwrap_err();
-    assert!(matches!(fault, Fault::Limit(LimitHit::OutputBytes(1000))), "{fault}");
+    assert!(
+        matches!(fault, Fault::Limit(LimitHit::OutputBytes(1000))),
+        "{fault}"
+    );
     let fault = check_output(raw(b"", &[KEEP_ALL; 11].concat(), &[]), &input(), &bounds());
-    assert!(matches!(fault, Err(Fault::Limit(LimitHit::OutputRecords { made: 11, limit: 10 }))));
+    assert!(matches!(
+        fault,
+        Err(Fault::Limit(LimitHit::OutputRecords {
+            made: 11,
+            limit: 10
+        }))
+    ));
     // A kept piece that the plugin cannot see weighs what the caller says it does.
-    let sizes = Columns { sizes: &[900, 1], headers: &[], ..input() };
+    let sizes = Columns {
+        sizes: &[900, 1],
+        headers: &[],
+        ..input()
+    };
     let twice = raw(b"", &[KEEP_ALL; 2].concat(), &[]);
     let fault = check_output(twice, &sizes, &bounds()).unwrap_err();
-    assert!(matches!(fault, Fault::Limit(LimitHit::OutputBytes(1000))), "{fault}");
+    assert!(
+        matches!(fault, Fault::Limit(LimitHit::OutputBytes(1000))),
+        "{fault}"
+    );
 }
 
 #[test]
 fn verdicts_and_partitions_are_checked() {
     use Verdict::{DeadLetter, Drop, Keep};
-    assert_eq!(check_verdicts(vec![0, 1, 2], 3), Ok(vec![Drop, Keep, DeadLetter]));
+    assert_eq!(
+        check_verdicts(vec![0, 1, 2], 3),
+        Ok(vec![Drop, Keep, DeadLetter])
+    );
     let fault = check_verdicts(vec![0, 1, 3], 3).unwrap_err();
     assert_eq!(fault, OutputFault::Verdict { record: 2, got: 3 });
     assert!(check_verdicts(vec![0], 3).is_err());
     assert_eq!(check_partitions(vec![0, 3], 2, 4), Ok(vec![0, 3]));
     let fault = check_partitions(vec![0, 4], 2, 4).unwrap_err();
-    assert_eq!(fault, OutputFault::Partition { record: 1, got: 4, partitions: 4 });
+    assert_eq!(
+        fault,
+        OutputFault::Partition {
+            record: 1,
+            got: 4,
+            partitions: 4
+        }
+    );
     assert!(check_partitions(vec![0; 3], 2, 4).is_err());
 }
 

@@ -16,7 +16,9 @@ fn registry(directory: &Path) -> Registry {
 fn artifacts(directory: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let entries = fs::read_dir(directory.join("artifacts")).unwrap();
     let paths = entries.map(|entry| entry.unwrap().path());
-    paths.map(|path| (path.clone(), fs::read(path).unwrap())).collect()
+    paths
+        .map(|path| (path.clone(), fs::read(path).unwrap()))
+        .collect()
 }
 
 #[test]
@@ -37,13 +39,23 @@ fn a_plugin_is_compiled_once_and_shared() {
 #[test]
 fn an_artifact_is_used_after_a_restart_and_a_bad_one_is_replaced() {
     let dir = tempfile::tempdir().unwrap();
-    let load = || registry(dir.path()).load(guests::FILTER_FIELD.wasm).unwrap().digest();
+    let load = || {
+        registry(dir.path())
+            .load(guests::FILTER_FIELD.wasm)
+            .unwrap()
+            .digest()
+    };
     let digest = load();
     let (path, good) = artifacts(dir.path()).pop().unwrap();
 
     // Unchanged after a restart: read, not written again.
     let old = std::time::SystemTime::UNIX_EPOCH;
-    fs::OpenOptions::new().write(true).open(&path).unwrap().set_modified(old).unwrap();
+    fs::OpenOptions::new()
+        .write(true)
+        .open(&path)
+        .unwrap()
+        .set_modified(old)
+        .unwrap();
     assert_eq!(load(), digest);
     assert_eq!(fs::metadata(&path).unwrap().modified().unwrap(), old);
 
@@ -52,7 +64,11 @@ fn an_artifact_is_used_after_a_restart_and_a_bad_one_is_replaced() {
         bad[damage] ^= 0x40;
         fs::write(&path, &bad).unwrap();
         assert_eq!(load(), digest);
-        assert_ne!(fs::read(&path).unwrap(), bad, "byte {damage} is written again");
+        assert_ne!(
+            fs::read(&path).unwrap(),
+            bad,
+            "byte {damage} is written again"
+        );
     }
     fs::write(&path, &good[..good.len() / 2]).unwrap();
     assert_eq!(load(), digest);
@@ -69,9 +85,18 @@ fn contents_that_cannot_run_are_refused_when_compiled() {
                 (instance (export "millstream:plugin/lifecycle@0.1.0"))
                 (instance (export "millstream:plugin/filter@0.1.0")))"#
         );
-        let refusal = registry.load(&wat::parse_str(component).unwrap()).unwrap_err().to_string();
-        assert!(refusal.starts_with("the component cannot run here"), "{refusal}");
-        assert!(refusal.contains(expected), "{refusal:?} does not say {expected:?}");
+        let refusal = registry
+            .load(&wat::parse_str(component).unwrap())
+            .unwrap_err()
+            .to_string();
+        assert!(
+            refusal.starts_with("the component cannot run here"),
+            "{refusal}"
+        );
+        assert!(
+            refusal.contains(expected),
+            "{refusal:?} does not say {expected:?}"
+        );
     };
     refused("", "does not have export");
     refused("(core module (func (result i32)))", "type mismatch");
@@ -81,7 +106,10 @@ fn contents_that_cannot_run_are_refused_when_compiled() {
         "millstream:plugin/config@0.1.0",
     );
     let instances = "(core instance (instantiate $m))".repeat(20);
-    refused(&format!("(core module $m) {instances}"), "core instances");
+    refused(
+        &format!("(core module $m) {instances}"),
+        "20 core module instances",
+    );
     refused(
         "(core module $m (memory 1)) (core instance (instantiate $m)) (core instance (instantiate $m))",
         "memories",

@@ -12,7 +12,13 @@ use crate::testing::{engine, limits, plugin, quakes, runner, spec};
 /// Runs a guest that spins for `cpu`, and beside it, on the same thread, rounds of `other`;
 /// returns how many rounds there were.
 async fn rounds_beside_a_spinner(cpu: Duration, other: impl AsyncFn()) -> u32 {
-    let spec = spec(&[("mode", "spin")], Limits { call_cpu: cpu, ..limits() });
+    let spec = spec(
+        &[("mode", "spin")],
+        Limits {
+            call_cpu: cpu,
+            ..limits()
+        },
+    );
     let mut spinner = Runner::new(engine(), plugin(guests::BAD_FILTER), spec).unwrap();
     spinner.needs().await.unwrap();
     let spin = tokio::spawn(async move { spinner.filter(&quakes().columns()).await });
@@ -49,7 +55,11 @@ async fn the_network_is_looked_at_while_a_guest_spins() {
 #[tokio::test(start_paused = true)]
 async fn a_failing_plugin_waits_for_its_next_turn() {
     let call_cpu = 2 * TICK;
-    let limits = Limits { call_cpu, penalty_factor: 19, ..limits() };
+    let limits = Limits {
+        call_cpu,
+        penalty_factor: 19,
+        ..limits()
+    };
     let spec = spec(&[("mode", "spin")], limits);
     let mut runner = Runner::new(engine(), plugin(guests::BAD_FILTER), spec).unwrap();
     runner.needs().await.unwrap();
@@ -63,7 +73,11 @@ async fn a_failing_plugin_waits_for_its_next_turn() {
 
 #[tokio::test(start_paused = true)]
 async fn a_plugin_keeps_to_its_share_of_a_core() {
-    let limits = Limits { cpu_share: 0.01, cpu_burst: Duration::ZERO, ..limits() };
+    let limits = Limits {
+        cpu_share: 0.01,
+        cpu_burst: Duration::ZERO,
+        ..limits()
+    };
     let spec = spec(&[], limits);
     let mut runner = Runner::new(engine(), plugin(guests::BAD_FILTER), spec).unwrap();
     let batch = quakes();
@@ -73,7 +87,11 @@ async fn a_plugin_keeps_to_its_share_of_a_core() {
     }
     // Start and two calls were paid for before the third; each hundredfold.
     let used = runner.usage().cpu();
-    assert!(began.elapsed() > used * 20, "{:?} for {used:?}", began.elapsed());
+    assert!(
+        began.elapsed() > used * 20,
+        "{:?} for {used:?}",
+        began.elapsed()
+    );
 }
 
 #[tokio::test]

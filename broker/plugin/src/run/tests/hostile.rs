@@ -11,7 +11,11 @@ use crate::registry::Plugin;
 use crate::testing::{self, TestBatch, engine, limits, plugin, quakes, runner, spec, value};
 use crate::{Columns, Runner};
 
-const KINDS: [Guest; 3] = [guests::BAD_FILTER, guests::BAD_PARTITIONER, guests::BAD_TRANSFORM];
+const KINDS: [Guest; 3] = [
+    guests::BAD_FILTER,
+    guests::BAD_PARTITIONER,
+    guests::BAD_TRANSFORM,
+];
 
 /// Calls whatever the plugin is, and forgets what it says.
 async fn call(runner: &mut Runner, columns: &Columns<'_>) -> Result<(), RunError> {
@@ -28,7 +32,12 @@ async fn fault(guest: Guest, mode: &str, limits: Limits) -> Fault {
     let mut runner = Runner::new(engine(), plugin(guest), spec).unwrap();
     let batch = quakes();
     let error = call(&mut runner, &batch.columns()).await.unwrap_err();
-    assert!(error.to_string().starts_with("plugin acme/plugin version 1 at "), "{error}");
+    assert!(
+        error
+            .to_string()
+            .starts_with("plugin acme/plugin version 1 at "),
+        "{error}"
+    );
     // The next call gets a new instance and comes to the same end.
     let again = call(&mut runner, &batch.columns()).await.unwrap_err();
     assert_eq!(error.to_string(), again.to_string());
@@ -38,16 +47,34 @@ async fn fault(guest: Guest, mode: &str, limits: Limits) -> Fault {
 
 fn short() -> Limits {
     let time = Duration::from_millis(20);
-    Limits { call_cpu: time, init_cpu: time, ..limits() }
+    Limits {
+        call_cpu: time,
+        init_cpu: time,
+        ..limits()
+    }
 }
 
 #[tokio::test]
 async fn a_spinning_guest_is_cut_at_its_cpu_deadline() {
     for guest in KINDS {
-        let fault = fault(guest, "spin", Limits { init_cpu: limits().init_cpu, ..short() }).await;
-        assert!(matches!(fault, Fault::Limit(LimitHit::CallCpu(_))), "{fault}");
+        let fault = fault(
+            guest,
+            "spin",
+            Limits {
+                init_cpu: limits().init_cpu,
+                ..short()
+            },
+        )
+        .await;
+        assert!(
+            matches!(fault, Fault::Limit(LimitHit::CallCpu(_))),
+            "{fault}"
+        );
         let fault = self::fault(guest, "spin-in-init", short()).await;
-        assert!(matches!(fault, Fault::Limit(LimitHit::InitCpu(_))), "{fault}");
+        assert!(
+            matches!(fault, Fault::Limit(LimitHit::InitCpu(_))),
+            "{fault}"
+        );
     }
 }
 
@@ -70,7 +97,10 @@ async fn a_leak_is_mended_at_the_high_water_mark() {
     let mut runner = runner(guests::BAD_FILTER, &[("mode", "leak")]);
     let batch = quakes();
     for _ in 0..40 {
-        assert_eq!(runner.filter(&batch.columns()).await.unwrap(), [Verdict::Keep; 3]);
+        assert_eq!(
+            runner.filter(&batch.columns()).await.unwrap(),
+            [Verdict::Keep; 3]
+        );
     }
     let starts = runner.usage().starts();
     // 4 MiB with each call: 48 MiB are full after at most twelve.
@@ -82,7 +112,10 @@ async fn recursion_and_traps_end_the_instance_alone() {
     for guest in KINDS {
         let deep = fault(guest, "recurse", limits()).await;
         let stack = matches!(deep, Fault::Limit(LimitHit::Stack(_)));
-        assert!(stack || matches!(deep, Fault::Guest(GuestFault::Trap(_))), "{deep}");
+        assert!(
+            stack || matches!(deep, Fault::Guest(GuestFault::Trap(_))),
+            "{deep}"
+        );
         for mode in ["trap", "trap-in-init"] {
             let Fault::Guest(GuestFault::Trap(trapped)) = fault(guest, mode, limits()).await else {
                 panic!("{mode} is not a trap");
@@ -98,10 +131,19 @@ async fn a_panic_is_explained_and_logged() {
     let spec = spec(&[("mode", "panic")], limits());
     let log = std::sync::Arc::clone(&spec.log);
     let mut runner = Runner::new(engine(), plugin(guests::BAD_TRANSFORM), spec).unwrap();
-    let error = runner.transform(&quakes().columns()).await.unwrap_err().to_string();
-    assert!(error.contains("this plugin panics because it was told to"), "{error}");
+    let error = runner
+        .transform(&quakes().columns())
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("this plugin panics because it was told to"),
+        "{error}"
+    );
     let (lines, _) = log.read(0, 100);
-    let logged = lines.iter().any(|line| line.message.contains("because it was told to"));
+    let logged = lines
+        .iter()
+        .any(|line| line.message.contains("because it was told to"));
     assert!(logged, "{lines:?}");
 }
 
@@ -111,11 +153,18 @@ async fn floods_of_logs_and_counters_are_thinned() {
         let spec = spec(&[("mode", mode)], limits());
         let (log, counters) = (spec.log.clone(), spec.counters.clone());
         let mut runner = Runner::new(engine(), plugin(guests::BAD_FILTER), spec).unwrap();
-        assert_eq!(runner.filter(&quakes().columns()).await.unwrap(), [Verdict::Keep; 3]);
+        assert_eq!(
+            runner.filter(&quakes().columns()).await.unwrap(),
+            [Verdict::Keep; 3]
+        );
         let (lines, _) = log.read(0, 100_000);
         assert!(lines.len() < 200, "{}", lines.len());
         assert!(counters.snapshot().len() <= MAX_COUNTERS);
-        let refused = if mode == "flood-counters" { counters.refused() } else { log.dropped() };
+        let refused = if mode == "flood-counters" {
+            counters.refused()
+        } else {
+            log.dropped()
+        };
         assert!(refused > 19_000, "{mode}: {refused}");
     }
 }
@@ -129,10 +178,19 @@ async fn what_a_plugin_reports_is_told_apart() {
         let fatal = fault("fatal").await;
         assert!(matches!(&fatal, Fault::Guest(GuestFault::Fatal(why)) if why == "told to"));
         let bad = fault("bad-record").await;
-        assert!(matches!(&bad, Fault::Guest(GuestFault::BadRecord { index: 0, .. })), "{bad}");
+        assert!(
+            matches!(&bad, Fault::Guest(GuestFault::BadRecord { index: 0, .. })),
+            "{bad}"
+        );
         let range = fault("bad-record-out-of-range").await;
-        let expected = OutputFault::BadIndex { index: 18, records: 3 };
-        assert!(matches!(&range, Fault::Guest(GuestFault::Output(f)) if *f == expected), "{range}");
+        let expected = OutputFault::BadIndex {
+            index: 18,
+            records: 3,
+        };
+        assert!(
+            matches!(&range, Fault::Guest(GuestFault::Output(f)) if *f == expected),
+            "{range}"
+        );
         let init = fault("init-fails").await;
         assert!(matches!(&init, Fault::Guest(GuestFault::Init(_))), "{init}");
         let huge = fault("huge-error").await;
@@ -151,7 +209,10 @@ async fn an_instance_outlives_what_it_reports_but_not_a_trap() {
         if let Fault::Guest(GuestFault::BadRecord { index, .. }) = error.fault {
             assert_eq!(index, 1);
         }
-        assert!(runner.filter(&batch.columns()).await.is_ok(), "{mode} does not stick");
+        assert!(
+            runner.filter(&batch.columns()).await.is_ok(),
+            "{mode} does not stick"
+        );
         assert_eq!(runner.usage().starts(), starts, "{mode}");
     }
 }
@@ -193,7 +254,13 @@ async fn every_deed_has_an_end() {
         let mut runner = runner(guest, &[("mode", acts::BEHAVE)]);
         call(&mut runner, &quakes().columns()).await.unwrap();
         for mode in acts::ACTS.into_iter().chain(acts::IN_INIT) {
-            let spec = spec(&[("mode", mode)], Limits { call_cpu: short().call_cpu, ..limits() });
+            let spec = spec(
+                &[("mode", mode)],
+                Limits {
+                    call_cpu: short().call_cpu,
+                    ..limits()
+                },
+            );
             let spec = testing_init(spec, mode);
             let mut runner = Runner::new(engine(), plugin(guest), spec).unwrap();
             let _ = call(&mut runner, &quakes().columns()).await;
@@ -218,8 +285,14 @@ async fn a_guest_sees_nothing_of_its_host() {
     let (lines, _) = log.read(0, 100);
     let lines: Vec<_> = lines.into_iter().map(|line| line.message).collect();
     assert!(lines.contains(&"found 0".to_owned()), "{lines:?}");
-    assert!(lines.contains(&"time passes: false".to_owned()), "{lines:?}");
-    assert!(!lines.iter().any(|line| line.starts_with("got ")), "{lines:?}");
+    assert!(
+        lines.contains(&"time passes: false".to_owned()),
+        "{lines:?}"
+    );
+    assert!(
+        !lines.iter().any(|line| line.starts_with("got ")),
+        "{lines:?}"
+    );
 }
 
 /// A filter in text, for what no compiler would write. `$body` is the core function that answers
@@ -246,7 +319,10 @@ async fn claims_of_gigabytes_cost_nothing() {
         let mut runner = Runner::new(engine(), plugin, spec(&[], limits())).unwrap();
         let error = runner.filter(&quakes().columns()).await.unwrap_err();
         assert!(
-            matches!(error.fault, Fault::Guest(GuestFault::Output(_)) | Fault::Limit(LimitHit::Crossing(_))),
+            matches!(
+                error.fault,
+                Fault::Guest(GuestFault::Output(_)) | Fault::Limit(LimitHit::Crossing(_))
+            ),
             "{error}"
         );
     }
