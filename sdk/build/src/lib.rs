@@ -6,7 +6,7 @@
 //!
 //! A build script runs inside another cargo, whose environment would leak into this one: flags
 //! for the host's CPU, a wrapper around rustc, another target directory. So the environment is
-//! cleaned first ([`environment`]). A missing target is added by rustup, and said.
+//! cleaned first. A missing target is added by rustup, and said.
 //!
 //! Absent: any look inside the components; the broker validates them.
 
