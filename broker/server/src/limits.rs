@@ -18,6 +18,8 @@ pub const MAX_IN_FLIGHT_BATCHES: usize = 1024;
 pub const CHAIN_DEPTH: usize = 16;
 /// Bytes read from the store in one go for a reader that lags.
 pub const READ_CHUNK_BYTES: usize = 1 << 20;
+/// Bytes of one write to a subscription's stream.
+pub const DELIVER_BYTES: usize = 256 << 10;
 /// Readers of the store at work at the same time, over all subscriptions.
 pub const COLD_READERS: usize = 4;
 /// Producers whose state is kept in memory per topic while no stream is open.
@@ -102,3 +104,43 @@ const _: () = assert!(MAX_CHAIN_BYTES + MAX_PARTITIONS as usize * 40 < MAX_MESSA
 
 const _: () = assert!(READ_CHUNK_BYTES <= TAIL_BYTES);
 const _: () = assert!(STREAM_WINDOW <= CONNECTION_WINDOW);
+
+// Guests and pipelines.
+
+/// Records that one call of a plugin is given at most, so that an honest plugin meets its CPU
+/// deadline whatever the producer's batches are.
+pub const CALL_RECORDS: usize = 4096;
+/// Bytes that one call of a plugin is given at most, unless a single record is larger: what a
+/// guest must copy into its memory.
+pub const CALL_BYTES: usize = 1 << 20;
+/// Records that a plugin may call bad in one batch before its policy applies to the whole rest.
+pub const MAX_BAD_RECORDS: usize = 16;
+/// Bytes that one transform may make of one batch, over all its calls.
+pub const MAX_MADE_BYTES: usize = 64 << 20;
+/// Records that one transform may make of one batch, over all its calls.
+pub const MAX_MADE_RECORDS: usize = 1 << 20;
+/// Longest error text in the headers of a dead letter, in bytes.
+pub const DEAD_LETTER_ERROR_BYTES: usize = 256;
+/// Batches that wait for one chain; whoever has another waits with it.
+pub const CHAIN_QUEUE: usize = 32;
+/// Threads on which the guests' side compiles plugins and reads the store.
+pub const GUEST_BLOCKING_THREADS: usize = 4;
+/// Stack of the guest thread in bytes; guests have stacks of their own.
+pub const GUEST_THREAD_STACK_BYTES: usize = 2 << 20;
+/// Lines of a plugin's log in one answer, unless fewer are asked for.
+pub const LOG_PAGE: usize = millstream_proto::limits::MAX_PAGE;
+/// Bytes of input that a pipeline gathers for one commit, counted uncompressed.
+pub const PIPELINE_READ_BYTES: usize = 1 << 20;
+/// Bytes of small batches that a pipeline puts together for one call, counted uncompressed.
+pub const PIPELINE_MERGE_BYTES: usize = 256 << 10;
+/// First wait of a pipeline whose plugin asked to try again; doubled up to the last.
+pub const PIPELINE_RETRY_FIRST: Duration = Duration::from_millis(50);
+/// Longest wait of a pipeline whose plugin asks to try again.
+pub const PIPELINE_RETRY_LAST: Duration = Duration::from_secs(5);
+/// Most pipelines of one broker.
+pub const MAX_PIPELINES: usize = 1024;
+/// When a producer whose batch a plugin wants later should send it again, in milliseconds.
+pub const PLUGIN_RETRY_AFTER_MS: u32 = 100;
+
+const _: () = assert!(PIPELINE_MERGE_BYTES <= PIPELINE_READ_BYTES);
+const _: () = assert!(MAX_MADE_BYTES < u32::MAX as usize / 2);
