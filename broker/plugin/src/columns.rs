@@ -4,6 +4,7 @@
 //! columns come from the broker, so they are checked for shape only; what comes back from the
 //! guest is checked in full, in `output`.
 
+use millstream_proto::batch;
 use millstream_proto::limits::MAX_BATCH_RECORDS;
 
 use crate::bindings::millstream::plugin::types::Batch;
@@ -57,7 +58,37 @@ pub struct Columns<'a> {
     pub sizes: &'a [u32],
 }
 
+impl From<Needs> for batch::Wanted {
+    fn from(needs: Needs) -> Self {
+        let Needs {
+            keys: _,
+            values: _,
+            headers,
+            timestamps,
+            offsets,
+        } = needs;
+        Self {
+            headers,
+            timestamps,
+            offsets,
+        }
+    }
+}
+
 impl<'a> Columns<'a> {
+    /// The columns of a record batch whose blob is `data`: input 0, partition 0, no sizes.
+    #[must_use]
+    pub fn of(data: &'a [u8], columns: &'a batch::Columns) -> Self {
+        Self {
+            data,
+            offsets: &columns.offsets,
+            timestamps: &columns.timestamps,
+            spans: &columns.spans,
+            headers: &columns.headers,
+            ..Self::default()
+        }
+    }
+
     /// Number of records.
     #[must_use]
     pub fn records(&self) -> usize {

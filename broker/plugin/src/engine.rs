@@ -19,9 +19,9 @@ use wasmtime::{
 use crate::error::EngineFault;
 use crate::host::{self, HostState};
 use crate::limits::{
-    DEFAULT_INSTANCES, FIBER_STACK_BYTES, KEEP_RESIDENT_BYTES, MAX_CORE_INSTANCES, MAX_FRAMES,
-    MAX_INSTANCE_BYTES, MAX_INSTANCES, MAX_MEMORIES, MAX_MEMORY_BYTES, MAX_TABLE_ELEMENTS,
-    MAX_TABLES, POOL_WAIT, TICK, WASM_STACK_BYTES,
+    DEFAULT_INSTANCES, FIBER_STACK_BYTES, KEEP_RESIDENT_BYTES, KEEP_SLOTS, MAX_CORE_INSTANCES,
+    MAX_FRAMES, MAX_INSTANCE_BYTES, MAX_INSTANCES, MAX_MEMORIES, MAX_MEMORY_BYTES,
+    MAX_TABLE_ELEMENTS, MAX_TABLES, POOL_WAIT, TICK, WASM_STACK_BYTES,
 };
 
 /// How the engine is set up.
@@ -147,6 +147,7 @@ fn wasmtime_config(instances: u32) -> Config {
         .table_elements(MAX_TABLE_ELEMENTS)
         .linear_memory_keep_resident(KEEP_RESIDENT_BYTES)
         .table_keep_resident(KEEP_RESIDENT_BYTES / 16)
+        .max_unused_warm_slots(KEEP_SLOTS)
         .pagemap_scan(Enabled::Auto);
     let mut config = Config::new();
     config
@@ -159,6 +160,8 @@ fn wasmtime_config(instances: u32) -> Config {
         // The pool holds one 32-bit memory for each instance, and plugins are single-threaded.
         .wasm_memory64(false)
         .wasm_multi_memory(false)
+        // The same batch must give the same records on every CPU.
+        .relaxed_simd_deterministic(true)
         // An upload of one tenant must not take both cores from all the others.
         .parallel_compilation(false);
     config

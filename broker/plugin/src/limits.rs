@@ -35,6 +35,8 @@ pub const WASM_STACK_BYTES: usize = 512 << 10;
 pub const FIBER_STACK_BYTES: usize = 1 << 20;
 /// Memory that a returned pool slot keeps for its next use, in bytes.
 pub const KEEP_RESIDENT_BYTES: usize = 1 << 20;
+/// Pool slots that keep that memory while nobody uses them.
+pub const KEEP_SLOTS: u32 = 16;
 /// How long a runner waits for a free place in the pool.
 pub const POOL_WAIT: Duration = Duration::from_secs(2);
 

@@ -271,6 +271,7 @@ impl Runner {
         match self.live.take() {
             Some(mut live) => {
                 live.store.set_epoch_deadline(1);
+                live.store.data().forget_stderr();
                 Ok(live)
             }
             None => {

@@ -85,6 +85,11 @@ impl HostState {
         self.crossing_bytes
     }
 
+    /// Before a call: what was written in an earlier one explains nothing in this one.
+    pub(crate) fn forget_stderr(&self) {
+        self.stderr.forget();
+    }
+
     /// The last text on standard error, for the error of a trap.
     pub(crate) fn last_stderr(&self) -> Option<String> {
         self.stderr.tail()

@@ -79,6 +79,11 @@ impl LineWriter {
         }
     }
 
+    /// Forgets the latest text, so that it does not explain a later trap.
+    pub(crate) fn forget(&self) {
+        self.lines().tail.clear();
+    }
+
     /// The latest text, in one line.
     pub(crate) fn tail(&self) -> Option<String> {
         let lines = self.lines();
