@@ -1,0 +1,625 @@
+//! Errors, one type per operation. Each says what happened, what to do next,
+//! and by [`ErrorClass`] whether trying again can help.
+
+use std::time::Duration;
+
+use millstream_proto::batch::{BatchError, PushError};
+use millstream_proto::{ErrorClass, ErrorCode, PartitionId, TopicName, WireError};
+use quinn::ConnectionError;
+
+use crate::config::ConfigError;
+
+/// Why there is no connection to the broker.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// The configuration cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The host name has no address.
+    #[error("cannot find the address of {addr}: {why}")]
+    Resolve {
+        /// What was looked up.
+        addr: String,
+        /// What the system said.
+        why: String,
+    },
+    /// Nobody answers.
+    #[error(
+        "no answer from {addr} ({why}): check that the broker runs there and that UDP gets through"
+    )]
+    Unreachable {
+        /// Where.
+        addr: String,
+        /// What happened.
+        why: String,
+    },
+    /// The broker wants a client certificate and none was shown.
+    #[error("the broker at {addr} requires a client certificate: configure one with its key")]
+    CertificateRequired {
+        /// Where.
+        addr: String,
+    },
+    /// The broker does not know the authority of the client's certificate.
+    #[error(
+        "the broker at {addr} does not trust the authority of the client certificate: have it issued by the broker's CA"
+    )]
+    UnknownAuthority {
+        /// Where.
+        addr: String,
+    },
+    /// The client's certificate has expired or is not valid yet.
+    #[error(
+        "the client certificate has expired or is not valid yet, says the broker at {addr}: issue a new one, or set the clock"
+    )]
+    CertificateExpired {
+        /// Where.
+        addr: String,
+    },
+    /// The client's certificate was revoked.
+    #[error("the client certificate has been revoked, says the broker at {addr}: issue a new one")]
+    CertificateRevoked {
+        /// Where.
+        addr: String,
+    },
+    /// The client's certificate cannot be used for this.
+    #[error(
+        "the broker at {addr} cannot use the client certificate: it needs the purpose clientAuth and a valid encoding"
+    )]
+    BadCertificate {
+        /// Where.
+        addr: String,
+    },
+    /// The other side speaks another protocol.
+    #[error(
+        "what runs at {addr} does not speak the Millstream protocol of this client: check the address and the versions"
+    )]
+    NoCommonProtocol {
+        /// Where.
+        addr: String,
+    },
+    /// The broker's certificate comes from an authority that the client does not trust.
+    #[error(
+        "the certificate of the broker at {addr} is not from a trusted authority: configure the CA that issued it"
+    )]
+    BrokerUntrusted {
+        /// Where.
+        addr: String,
+    },
+    /// The broker's certificate has expired or is not valid yet.
+    #[error(
+        "the certificate of the broker at {addr} has expired or is not valid yet: renew it, or set the clock"
+    )]
+    BrokerCertificateExpired {
+        /// Where.
+        addr: String,
+    },
+    /// The broker's certificate carries another name.
+    #[error(
+        "the certificate of the broker at {addr} is not for the name {name:?}: set the server name to one that it carries"
+    )]
+    BrokerNameMismatch {
+        /// Where.
+        addr: String,
+        /// The name that was expected.
+        name: String,
+    },
+    /// Another failure of TLS.
+    #[error("the TLS handshake with {addr} failed: {why}")]
+    Tls {
+        /// Where.
+        addr: String,
+        /// What the TLS library said.
+        why: String,
+    },
+    /// The broker refused the connection.
+    #[error("the broker refused the connection: {0}")]
+    Refused(#[source] WireError),
+    /// The connection was lost.
+    #[error("the connection to {addr} was lost: {why}")]
+    Lost {
+        /// Where.
+        addr: String,
+        /// What happened.
+        why: String,
+    },
+    /// The broker does not keep to the protocol.
+    #[error("the broker at {addr} does not keep to the protocol: {why}")]
+    Protocol {
+        /// Where.
+        addr: String,
+        /// What it did.
+        why: String,
+    },
+    /// This client was closed, or its runtime has ended.
+    #[error("the client is closed")]
+    Closed,
+}
+
+/// Name mismatch as rustls words it: the only trace of it that QUIC leaves.
+const NAME_MISMATCH: &str = "not valid for name";
+
+impl ConnectError {
+    /// Whether trying again can help.
+    #[must_use]
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            ConnectError::Resolve { .. }
+            | ConnectError::Unreachable { .. }
+            | ConnectError::Lost { .. } => ErrorClass::Retry,
+            ConnectError::Refused(wire) => wire.class(),
+            ConnectError::Protocol { .. } | ConnectError::Closed => ErrorClass::Fatal,
+            ConnectError::Config(_)
+            | ConnectError::CertificateRequired { .. }
+            | ConnectError::UnknownAuthority { .. }
+            | ConnectError::CertificateExpired { .. }
+            | ConnectError::CertificateRevoked { .. }
+            | ConnectError::BadCertificate { .. }
+            | ConnectError::NoCommonProtocol { .. }
+            | ConnectError::BrokerUntrusted { .. }
+            | ConnectError::BrokerCertificateExpired { .. }
+            | ConnectError::BrokerNameMismatch { .. }
+            | ConnectError::Tls { .. } => ErrorClass::Fix,
+        }
+    }
+
+    /// What the broker said, where it said something.
+    #[must_use]
+    pub fn wire(&self) -> Option<&WireError> {
+        match self {
+            ConnectError::Refused(wire) => Some(wire),
+            _ => None,
+        }
+    }
+
+    /// Makes sense of a connection that ended at `addr`, where a broker called
+    /// `name` was expected.
+    pub(crate) fn from_quic(error: &ConnectionError, addr: &str, name: &str) -> Self {
+        let addr = addr.to_owned();
+        match error {
+            ConnectionError::ApplicationClosed(close) => {
+                let text = String::from_utf8_lossy(&close.reason).into_owned();
+                match u16::try_from(close.error_code.into_inner()) {
+                    // Number 0 is a close in good order.
+                    Ok(number) if number != 0 => {
+                        Self::Refused(WireError::new(ErrorCode::from_number(number), text))
+                    }
+                    _ => Self::Lost {
+                        addr,
+                        why: "the broker closed it".to_owned(),
+                    },
+                }
+            }
+            ConnectionError::ConnectionClosed(close) => {
+                let text = String::from_utf8_lossy(&close.reason).into_owned();
+                match alert(u64::from(close.error_code)) {
+                    Some(alert) => Self::from_peer_alert(alert, addr, text),
+                    None => Self::Lost {
+                        addr,
+                        why: format!("{} {text}", close.error_code).trim().to_owned(),
+                    },
+                }
+            }
+            ConnectionError::TransportError(own) => match alert(u64::from(own.code)) {
+                Some(alert) => Self::from_own_alert(alert, addr, name, own.reason.clone()),
+                None => Self::Protocol {
+                    addr,
+                    why: own.to_string(),
+                },
+            },
+            ConnectionError::VersionMismatch => Self::NoCommonProtocol { addr },
+            ConnectionError::TimedOut => Self::Unreachable {
+                addr,
+                why: "timed out".to_owned(),
+            },
+            ConnectionError::Reset => Self::Lost {
+                addr,
+                why: "the broker has restarted".to_owned(),
+            },
+            ConnectionError::LocallyClosed => Self::Closed,
+            ConnectionError::CidsExhausted => Self::Lost {
+                addr,
+                why: error.to_string(),
+            },
+        }
+    }
+
+    /// The broker's TLS refused the client.
+    fn from_peer_alert(alert: u8, addr: String, why: String) -> Self {
+        match alert {
+            116 => Self::CertificateRequired { addr },
+            // 51: another authority of the same name issued the certificate.
+            48 | 51 => Self::UnknownAuthority { addr },
+            45 => Self::CertificateExpired { addr },
+            44 => Self::CertificateRevoked { addr },
+            42 | 43 | 46 => Self::BadCertificate { addr },
+            120 => Self::NoCommonProtocol { addr },
+            _ => Self::Tls {
+                addr,
+                why: format!("the broker sent alert {alert} {why}")
+                    .trim()
+                    .to_owned(),
+            },
+        }
+    }
+
+    /// The client's TLS refused the broker.
+    fn from_own_alert(alert: u8, addr: String, name: &str, why: String) -> Self {
+        match alert {
+            48 | 51 => Self::BrokerUntrusted { addr },
+            45 => Self::BrokerCertificateExpired { addr },
+            _ if why.contains(NAME_MISMATCH) => Self::BrokerNameMismatch {
+                addr,
+                name: name.to_owned(),
+            },
+            120 => Self::NoCommonProtocol { addr },
+            _ => Self::Tls { addr, why },
+        }
+    }
+}
+
+/// The TLS alert inside a QUIC error code, if it is one.
+fn alert(code: u64) -> Option<u8> {
+    code.checked_sub(0x100).and_then(|n| u8::try_from(n).ok())
+}
+
+/// Why a request on the control stream failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RequestError {
+    /// There is no connection.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The broker said no.
+    #[error(transparent)]
+    Refused(#[from] WireError),
+    /// The connection went while the answer was outstanding, and the request is
+    /// not one that can be repeated blindly.
+    #[error(
+        "the connection was lost before the answer came: see whether {what} took effect, then try again"
+    )]
+    OutcomeUnknown {
+        /// The request.
+        what: &'static str,
+    },
+    /// No answer in time.
+    #[error("no answer to {what} within {after:?}: the broker may be overloaded; try again")]
+    Timeout {
+        /// The request.
+        what: &'static str,
+        /// How long it waited.
+        after: Duration,
+    },
+    /// The broker answered something else.
+    #[error(
+        "the broker answered {what} with something else: client and broker versions do not match"
+    )]
+    Protocol {
+        /// The request.
+        what: &'static str,
+    },
+}
+
+impl RequestError {
+    /// Whether trying again can help.
+    #[must_use]
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            RequestError::Connect(e) => e.class(),
+            RequestError::Refused(wire) => wire.class(),
+            RequestError::OutcomeUnknown { .. } | RequestError::Timeout { .. } => ErrorClass::Retry,
+            RequestError::Protocol { .. } => ErrorClass::Fatal,
+        }
+    }
+
+    /// What the broker said, where it said something.
+    #[must_use]
+    pub fn wire(&self) -> Option<&WireError> {
+        match self {
+            RequestError::Refused(wire) => Some(wire),
+            RequestError::Connect(e) => e.wire(),
+            _ => None,
+        }
+    }
+}
+
+/// Why a plugin was not uploaded.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum UploadError {
+    /// There is no connection.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The broker said no: the component is not one that can run there.
+    #[error(transparent)]
+    Refused(#[from] WireError),
+    /// More bytes than a component may have.
+    #[error(
+        "the component has {len} bytes; at most {max} are allowed: build it with LTO and strip it"
+    )]
+    TooLarge {
+        /// Its size.
+        len: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// The connection went in the middle.
+    #[error(
+        "the connection was lost during the upload: upload again; what is there already is recognised"
+    )]
+    Lost,
+    /// The broker answered something else.
+    #[error("the broker does not keep to the protocol: {why}")]
+    Protocol {
+        /// What it did.
+        why: String,
+    },
+}
+
+impl UploadError {
+    /// Whether trying again can help.
+    #[must_use]
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            UploadError::Connect(e) => e.class(),
+            UploadError::Refused(wire) => wire.class(),
+            UploadError::TooLarge { .. } => ErrorClass::Fix,
+            UploadError::Lost => ErrorClass::Retry,
+            UploadError::Protocol { .. } => ErrorClass::Fatal,
+        }
+    }
+
+    /// What the broker said, where it said something.
+    #[must_use]
+    pub fn wire(&self) -> Option<&WireError> {
+        match self {
+            UploadError::Refused(wire) => Some(wire),
+            UploadError::Connect(e) => e.wire(),
+            _ => None,
+        }
+    }
+}
+
+/// Why a record was not taken, or not stored.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProduceError {
+    /// There is no connection, and there was none until the deadline.
+    #[error("cannot produce to {topic}: {error}")]
+    Connect {
+        /// Where to.
+        topic: TopicName,
+        /// Why.
+        #[source]
+        error: ConnectError,
+    },
+    /// The broker said no to the batch that holds the record, or to the producer.
+    #[error("cannot produce to {topic}: {error}")]
+    Refused {
+        /// Where to.
+        topic: TopicName,
+        /// What it said.
+        #[source]
+        error: WireError,
+    },
+    /// The connection went before the acknowledgement came, and the producer is
+    /// not idempotent: the record may or may not be stored.
+    #[error(
+        "the connection was lost before {topic} acknowledged the batch: it may or may not be stored; use an idempotent producer to have this resolved"
+    )]
+    OutcomeUnknown {
+        /// Where to.
+        topic: TopicName,
+    },
+    /// The record is larger than the topic allows.
+    #[error(
+        "a record of {len} bytes for {topic}, which allows {max}: make it smaller, or raise max_record_bytes"
+    )]
+    RecordTooLarge {
+        /// Where to.
+        topic: TopicName,
+        /// Bytes of key, value and headers.
+        len: usize,
+        /// The topic's limit in bytes.
+        max: usize,
+    },
+    /// No batch can hold the record.
+    #[error("a record for {topic} cannot be encoded: {error}")]
+    Record {
+        /// Where to.
+        topic: TopicName,
+        /// Why.
+        #[source]
+        error: PushError,
+    },
+    /// The batch cannot be encoded.
+    #[error("a batch for {topic} cannot be encoded: {error}")]
+    Encode {
+        /// Where to.
+        topic: TopicName,
+        /// Why.
+        #[source]
+        error: BatchError,
+    },
+    /// The record names a partition that the topic does not have.
+    #[error("{topic} has no partition {partition}; it has {partitions}, numbered from 0")]
+    UnknownPartition {
+        /// Where to.
+        topic: TopicName,
+        /// What was named.
+        partition: PartitionId,
+        /// How many there are.
+        partitions: u32,
+    },
+    /// The producer was closed.
+    #[error("the producer for {topic} is closed")]
+    Closed {
+        /// Where to.
+        topic: TopicName,
+    },
+    /// The broker does not keep to the protocol.
+    #[error("the broker does not keep to the protocol while storing to {topic}: {why}")]
+    Protocol {
+        /// Where to.
+        topic: TopicName,
+        /// What it did.
+        why: String,
+    },
+}
+
+impl ProduceError {
+    /// Whether sending the record again, with a new producer, can help.
+    #[must_use]
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            ProduceError::Connect { error, .. } => error.class(),
+            ProduceError::Refused { error, .. } => error.class(),
+            ProduceError::OutcomeUnknown { .. } => ErrorClass::Retry,
+            ProduceError::RecordTooLarge { .. }
+            | ProduceError::Record { .. }
+            | ProduceError::Encode { .. }
+            | ProduceError::UnknownPartition { .. } => ErrorClass::Fix,
+            ProduceError::Closed { .. } | ProduceError::Protocol { .. } => ErrorClass::Fatal,
+        }
+    }
+
+    /// What the broker said, where it said something.
+    #[must_use]
+    pub fn wire(&self) -> Option<&WireError> {
+        match self {
+            ProduceError::Refused { error, .. } => Some(error),
+            ProduceError::Connect { error, .. } => error.wire(),
+            _ => None,
+        }
+    }
+}
+
+/// Why a consumer cannot go on.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConsumeError {
+    /// There is no connection, and there was none until the deadline.
+    #[error("cannot consume {topic}: {error}")]
+    Connect {
+        /// What is read.
+        topic: TopicName,
+        /// Why.
+        #[source]
+        error: ConnectError,
+    },
+    /// The broker said no.
+    #[error("cannot consume {topic}: {error}")]
+    Refused {
+        /// What is read.
+        topic: TopicName,
+        /// What it said.
+        #[source]
+        error: WireError,
+    },
+    /// Bytes that are not a good batch.
+    #[error("{topic} partition {partition}: a batch came damaged: {error}")]
+    Batch {
+        /// What is read.
+        topic: TopicName,
+        /// Where in it.
+        partition: PartitionId,
+        /// What is wrong.
+        #[source]
+        error: BatchError,
+    },
+    /// The offsets were not committed.
+    #[error("the offsets of {topic} were not committed: {error}")]
+    Commit {
+        /// What is read.
+        topic: TopicName,
+        /// Why.
+        #[source]
+        error: RequestError,
+    },
+    /// Offsets are committed under a name, and the consumer has none.
+    #[error("the consumer of {topic} has no name to commit under: give it one with named()")]
+    Unnamed {
+        /// What is read.
+        topic: TopicName,
+    },
+    /// The broker does not keep to the protocol.
+    #[error("the broker does not keep to the protocol while delivering {topic}: {why}")]
+    Protocol {
+        /// What is read.
+        topic: TopicName,
+        /// What it did.
+        why: String,
+    },
+}
+
+impl ConsumeError {
+    /// Whether consuming again from the last position can help.
+    #[must_use]
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            ConsumeError::Connect { error, .. } => error.class(),
+            ConsumeError::Refused { error, .. } => error.class(),
+            ConsumeError::Commit { error, .. } => error.class(),
+            ConsumeError::Unnamed { .. } => ErrorClass::Fix,
+            ConsumeError::Batch { .. } | ConsumeError::Protocol { .. } => ErrorClass::Fatal,
+        }
+    }
+
+    /// What the broker said, where it said something.
+    #[must_use]
+    pub fn wire(&self) -> Option<&WireError> {
+        match self {
+            ConsumeError::Refused { error, .. } => Some(error),
+            ConsumeError::Connect { error, .. } => error.wire(),
+            ConsumeError::Commit { error, .. } => error.wire(),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use quinn::VarInt;
+
+    use super::*;
+
+    const ADDR: &str = "broker:1";
+
+    fn closed_by_peer(alert: u8) -> ConnectError {
+        let close = quinn::ConnectionClose {
+            error_code: quinn::TransportErrorCode::crypto(alert),
+            frame_type: None,
+            reason: bytes::Bytes::new(),
+        };
+        ConnectError::from_quic(&ConnectionError::ConnectionClosed(close), ADDR, "broker")
+    }
+
+    #[test]
+    fn each_alert_of_the_broker_has_its_own_words() {
+        let alerts = [116, 48, 45, 42, 44, 120, 80];
+        let texts: HashSet<String> = alerts.map(|a| closed_by_peer(a).to_string()).into();
+        assert_eq!(texts.len(), alerts.len());
+        assert!(texts.iter().all(|t| t.contains(ADDR)));
+        for alert in alerts {
+            assert_eq!(closed_by_peer(alert).class(), ErrorClass::Fix, "{alert}");
+        }
+    }
+
+    #[test]
+    fn a_close_with_a_code_is_the_brokers_own_error() {
+        let close = |code: u32| {
+            let close = quinn::ApplicationClose {
+                error_code: VarInt::from_u32(code),
+                reason: "too many".into(),
+            };
+            ConnectError::from_quic(&ConnectionError::ApplicationClosed(close), ADDR, "b")
+        };
+        let expected = WireError::new(ErrorCode::Overloaded, "too many");
+        assert_eq!(close(703), ConnectError::Refused(expected));
+        assert_eq!(close(703).class(), ErrorClass::Retry);
+        assert_eq!(close(0).class(), ErrorClass::Retry);
+        assert_eq!(close(200).class(), ErrorClass::Fatal);
+    }
+}
