@@ -14,7 +14,6 @@ use ::redb::{Database, Durability as RedbDurability, Error as RedbError, WriteTr
 use super::{Recovery, Shared, TABLES};
 use crate::batch::{Durability, Op, WriteBatch};
 use crate::error::StopCause;
-use crate::limits::TRAILER_LEN;
 use crate::space::Space;
 use crate::trailer;
 use crate::writer::Engine;
@@ -23,7 +22,13 @@ pub(super) struct RedbEngine {
     database: Shared,
     file: PathBuf,
     recovery: Recovery,
+    /// Where the parts of a value and its trailer are put together. redb's `insert_reserve`
+    /// would spare this copy and make two others: it inserts a new buffer of zeros first.
+    whole: Vec<u8>,
 }
+
+/// How much of that buffer is kept between commits.
+const WHOLE_KEPT: usize = 1 << 20;
 
 impl RedbEngine {
     pub(super) fn new(database: Shared, file: PathBuf, recovery: Recovery) -> Self {
@@ -31,6 +36,7 @@ impl RedbEngine {
             database,
             file,
             recovery,
+            whole: Vec::new(),
         }
     }
 
@@ -77,9 +83,12 @@ impl Engine for RedbEngine {
         durability: Durability,
     ) -> Result<(), StopCause> {
         let applied = self.begin(durability).and_then(|transaction| {
-            apply_ops(&transaction, batches.flat_map(WriteBatch::ops))?;
+            let ops = batches.flat_map(WriteBatch::ops);
+            apply_ops(&transaction, &mut self.whole, ops)?;
             transaction.commit().map_err(RedbError::from)
         });
+        self.whole.clear();
+        self.whole.shrink_to(WHOLE_KEPT);
         applied.map_err(|error| stop_cause(&self.file, error))
     }
 
@@ -101,6 +110,7 @@ impl Engine for RedbEngine {
 /// Applies every operation in order. Tables are opened once, when first needed.
 fn apply_ops<'a>(
     transaction: &WriteTransaction,
+    whole: &mut Vec<u8>,
     ops: impl Iterator<Item = &'a Op>,
 ) -> Result<(), RedbError> {
     let mut tables: [Option<::redb::Table<'_, &[u8], &[u8]>>; Space::COUNT] =
@@ -114,15 +124,10 @@ fn apply_ops<'a>(
         };
         match op {
             Op::Put { key, parts, .. } => {
-                let len = parts.iter().map(bytes::Bytes::len).sum::<usize>();
-                let mut place = table.insert_reserve(&key[..], len + TRAILER_LEN)?;
-                let mut rest = place.as_mut();
-                for part in parts {
-                    let (here, after) = rest.split_at_mut(part.len());
-                    here.copy_from_slice(part);
-                    rest = after;
-                }
-                rest.copy_from_slice(&trailer::of_parts(*space, key, parts));
+                whole.clear();
+                parts.iter().for_each(|part| whole.extend_from_slice(part));
+                whole.extend_from_slice(&trailer::of_parts(*space, key, parts));
+                table.insert(&key[..], &whole[..])?;
             }
             Op::Delete { key, .. } => drop(table.remove(&key[..])?),
             Op::DeleteRange { start, end, .. } => {
