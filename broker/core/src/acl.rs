@@ -87,7 +87,11 @@ impl Kind {
 }
 
 fn words(operations: &[Operation]) -> String {
-    operations.iter().map(|o| o.as_str()).collect::<Vec<_>>().join(", ")
+    operations
+        .iter()
+        .map(|o| o.as_str())
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 /// The rule with its operations in order and without repetition, so that equal rules are equal.
@@ -101,7 +105,11 @@ pub fn normal(mut rule: AclRule) -> Result<AclRule, RuleError> {
     if rule.operations.is_empty() {
         return Err(RuleError::Empty(kind));
     }
-    match rule.operations.iter().find(|o| !kind.operations().contains(o)) {
+    match rule
+        .operations
+        .iter()
+        .find(|o| !kind.operations().contains(o))
+    {
         Some(&operation) => Err(RuleError::Meaningless { operation, kind }),
         None => Ok(rule),
     }
@@ -110,7 +118,8 @@ pub fn normal(mut rule: AclRule) -> Result<AclRule, RuleError> {
 /// A pattern taken apart: what names begin with, and whether more may follow.
 fn parts(pattern: &Pattern) -> (&str, bool) {
     let text = pattern.as_str();
-    text.strip_suffix('*').map_or((text, false), |prefix| (prefix, true))
+    text.strip_suffix('*')
+        .map_or((text, false), |prefix| (prefix, true))
 }
 
 /// Whether every name that `inner` means is one that `outer` means.
@@ -145,7 +154,11 @@ pub struct Rules {
 
 impl FromIterator<AclRule> for Rules {
     fn from_iter<I: IntoIterator<Item = AclRule>>(rules: I) -> Self {
-        let all: Vec<AclRule> = rules.into_iter().collect::<BTreeSet<_>>().into_iter().collect();
+        let all: Vec<AclRule> = rules
+            .into_iter()
+            .collect::<BTreeSet<_>>()
+            .into_iter()
+            .collect();
         let mut rules = Self::default();
         for (at, rule) in (0u32..).zip(&all) {
             match parts(&rule.principal) {
@@ -184,18 +197,29 @@ impl Rules {
 
     /// Rules about `principal` and a kind of thing; those about it by its full name first.
     fn about(&self, principal: &str, resource: ResourceKind) -> impl Iterator<Item = &AclRule> {
-        let exact = self.exact.get(principal).map_or(&[][..], Vec::as_slice).iter();
-        let open = self.open.iter().filter(move |at| {
-            self.all[**at as usize].principal.matches(principal)
-        });
-        exact.chain(open).map(|at| &self.all[*at as usize]).filter(move |r| r.resource == resource)
+        let exact = self
+            .exact
+            .get(principal)
+            .map_or(&[][..], Vec::as_slice)
+            .iter();
+        let open = self
+            .open
+            .iter()
+            .filter(move |at| self.all[**at as usize].principal.matches(principal));
+        exact
+            .chain(open)
+            .map(|at| &self.all[*at as usize])
+            .filter(move |r| r.resource == resource)
     }
 
     /// Answers a question.
     #[must_use]
     pub fn decide(&self, q: Question<'_>) -> Decision<'_> {
         let mut decision = Decision::NoRule;
-        for rule in self.about(q.principal, q.resource).filter(|r| r.name.matches(q.name)) {
+        for rule in self
+            .about(q.principal, q.resource)
+            .filter(|r| r.name.matches(q.name))
+        {
             let named = rule.operations.contains(&q.operation);
             match rule.effect {
                 Effect::Deny if named => return Decision::Denied(rule),

@@ -71,9 +71,7 @@ pub const TAIL_MIB: RangeInclusive<u64> = 1..=(64 << 10);
 // Control plane.
 
 /// Requests of one control stream at work at the same time; further ones wait in the stream.
-pub const CONTROL_IN_FLIGHT: usize = 32;
-/// Bytes that answers of one control stream may wait with before further requests are read.
-pub const CONTROL_ANSWERS_BYTES: usize = 4 << 20;
+pub const CONTROL_IN_FLIGHT: usize = 16;
 /// Topics of one broker.
 pub const MAX_TOPICS: usize = 10_000;
 /// Partitions of one broker, over all topics: each costs some memory even when idle.
@@ -128,11 +126,15 @@ pub const GUEST_BLOCKING_THREADS: usize = 4;
 /// Stack of the guest thread in bytes; guests have stacks of their own.
 pub const GUEST_THREAD_STACK_BYTES: usize = 2 << 20;
 /// Lines of a plugin's log in one answer, unless fewer are asked for.
-pub const LOG_PAGE: usize = millstream_proto::limits::MAX_PAGE;
+pub const LOG_PAGE: usize = MAX_PAGE;
 /// Bytes of input that a pipeline gathers for one commit, counted uncompressed.
 pub const PIPELINE_READ_BYTES: usize = 1 << 20;
 /// Bytes of small batches that a pipeline puts together for one call, counted uncompressed.
 pub const PIPELINE_MERGE_BYTES: usize = 256 << 10;
+/// Bytes of output after which a pipeline commits before it has run all that it gathered.
+pub const PIPELINE_COMMIT_BYTES: usize = 8 << 20;
+/// A chain without work gives its instances back after this time.
+pub const GUEST_IDLE: Duration = Duration::from_secs(30);
 /// First wait of a pipeline whose plugin asked to try again; doubled up to the last.
 pub const PIPELINE_RETRY_FIRST: Duration = Duration::from_millis(50);
 /// Longest wait of a pipeline whose plugin asks to try again.

@@ -100,7 +100,7 @@ codes! {
     /// A name outside the alphabet or too long.
     InvalidName = 306, Fix;
     /// The batch's checksum does not match its bytes.
-    BadChecksum = 400, Retry;
+    BadChecksum = 400, Fix;
     /// The batch's lengths and counts do not fit together.
     MalformedBatch = 401, Fix;
     /// A compression codec that this broker does not know.

@@ -24,23 +24,45 @@ fn topic(effect: Effect, who: &str, ops: &[Operation], name: &str) -> AclRule {
 
 fn may(rules: &Rules, who: &str, operation: Operation, name: &str) -> bool {
     let resource = ResourceKind::Topic;
-    rules.decide(Question { principal: who, operation, resource, name }).is_allowed()
+    rules
+        .decide(Question {
+            principal: who,
+            operation,
+            resource,
+            name,
+        })
+        .is_allowed()
 }
 
 #[test]
 fn nothing_is_allowed_without_a_rule() {
-    assert!(!may(&Rules::default(), INGEST, Operation::Describe, "acme/t"));
+    assert!(!may(
+        &Rules::default(),
+        INGEST,
+        Operation::Describe,
+        "acme/t"
+    ));
 }
 
 #[test]
 fn deny_beats_allow_whatever_the_order() {
-    let allow = topic(Effect::Allow, "spiffe://d/acme/*", &[Operation::Produce], "acme/*");
+    let allow = topic(
+        Effect::Allow,
+        "spiffe://d/acme/*",
+        &[Operation::Produce],
+        "acme/*",
+    );
     let deny = topic(Effect::Deny, INGEST, &[Operation::Produce], "acme/secret*");
     for rules in [[allow.clone(), deny.clone()], [deny, allow]] {
         let rules: Rules = rules.into_iter().collect();
         assert!(may(&rules, INGEST, Operation::Produce, "acme/t"));
         assert!(!may(&rules, INGEST, Operation::Produce, "acme/secret.1"));
-        assert!(may(&rules, "spiffe://d/acme/x", Operation::Produce, "acme/secret.1"));
+        assert!(may(
+            &rules,
+            "spiffe://d/acme/x",
+            Operation::Produce,
+            "acme/secret.1"
+        ));
         assert!(!may(&rules, INGEST, Operation::Consume, "acme/t"));
     }
 }
@@ -75,8 +97,13 @@ fn rules_that_would_do_nothing_are_refused() {
     let plugin = ResourceKind::Plugin;
     let useless = rule(Effect::Allow, "a", &[Operation::Produce], plugin, "acme/p");
     let e = normal(useless).unwrap_err().to_string();
-    assert!(e.contains("produce means nothing for a plugin") && e.contains("attach"), "{e}");
-    let e = normal(topic(Effect::Allow, "a", &[], "acme/t")).unwrap_err().to_string();
+    assert!(
+        e.contains("produce means nothing for a plugin") && e.contains("attach"),
+        "{e}"
+    );
+    let e = normal(topic(Effect::Allow, "a", &[], "acme/t"))
+        .unwrap_err()
+        .to_string();
     assert!(e.contains("no operation") && e.contains("consume"), "{e}");
     let twice = [Operation::Manage, Operation::Describe, Operation::Manage];
     let rule = normal(topic(Effect::Deny, "a", &twice, "acme/t")).unwrap();

@@ -1,0 +1,241 @@
+//! The broker as a whole: what is shared, how it starts and how it ends.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use millstream_store::{OpenError, ReadError, RedbConfig, RedbStore, Store};
+use quinn::{Endpoint, ServerConfig, TokioRuntime};
+use tokio::task::JoinHandle;
+
+use crate::access::Access;
+use crate::catalog::{Catalog, CatalogError};
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::gate::Gate;
+use crate::guests::{Guests, GuestsError};
+use crate::limits::{DRAIN_TIMEOUT, RETENTION_INTERVAL};
+use crate::listen;
+use crate::log::{TailBudget, retain};
+use crate::pipeline::{PipelineError, Pipelines};
+use crate::session::shutting_down;
+use crate::tls::{self, TlsError};
+use crate::transport;
+
+/// Name of the shard's file in the data directory.
+const SHARD_FILE: &str = "shard-0.redb";
+/// Name of the directory of compiled plugins in the data directory.
+const ARTIFACTS_DIR: &str = "artifacts";
+
+/// Everything that sessions, actors and requests share.
+pub struct Broker {
+    /// The shard's store.
+    pub store: Arc<dyn Store>,
+    /// Topics, plugins and rules.
+    pub catalog: Catalog,
+    /// Who may do what.
+    pub access: Access,
+    /// The thread of plugins and pipelines.
+    pub guests: Guests,
+    /// The pipelines.
+    pub pipelines: Pipelines,
+    /// The memory of recent batches.
+    pub tails: TailBudget,
+    /// The time.
+    pub clock: Clock,
+    /// How it was set up.
+    pub config: Config,
+    /// Shutdown.
+    pub gate: Gate,
+    /// When it started, in milliseconds since the Unix epoch.
+    pub started_ms: i64,
+    /// The listener; connections are counted there.
+    pub endpoint: Endpoint,
+}
+
+/// Why the broker did not start. Nothing keeps running after it.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The data directory cannot be used.
+    #[error("cannot use the data directory {}: {source}", dir.display())]
+    DataDir {
+        /// The directory.
+        dir: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The store cannot be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The store cannot be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// Certificates or keys cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The address cannot be listened on.
+    #[error("cannot listen on {addr}: {source}")]
+    Listen {
+        /// The address.
+        addr: SocketAddr,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The catalogue's rows make no sense.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    /// The plugin engine does not start.
+    #[error(transparent)]
+    Guests(#[from] GuestsError),
+    /// The pipelines' rows make no sense.
+    #[error(transparent)]
+    Pipelines(#[from] PipelineError),
+    /// A thread that starts the broker died.
+    #[error("starting was interrupted")]
+    Interrupted,
+}
+
+/// A broker that serves.
+pub struct Running {
+    broker: Arc<Broker>,
+    addr: SocketAddr,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Broker {
+    /// Opens the store in `config.data_dir`, recovers, and serves. Must be called
+    /// on a tokio runtime; a current-thread one is the fastest.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub async fn start(config: Config, clock: Clock) -> Result<Running, StartError> {
+        let opening = config.clone();
+        let store = tokio::task::spawn_blocking(move || open_store(&opening))
+            .await
+            .map_err(|_| StartError::Interrupted)??;
+        Self::start_with_store(config, clock, store).await
+    }
+
+    /// As [`Broker::start`], on a store that is open already.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub async fn start_with_store(
+        config: Config,
+        clock: Clock,
+        store: Arc<dyn Store>,
+    ) -> Result<Running, StartError> {
+        let endpoint = listen_on(&config)?;
+        let listening = |source| StartError::Listen { addr: config.listen, source };
+        let addr = endpoint.local_addr().map_err(listening)?;
+        let tails = TailBudget::new(config.storage.tail_bytes);
+        let artifacts = config.data_dir.join(ARTIFACTS_DIR);
+        make_dir(&artifacts)?;
+        let guests = Guests::start(&config.plugins, &artifacts, clock.clone())?;
+        let (loading, budget) = (Arc::clone(&store), tails.clone());
+        let catalog = tokio::task::spawn_blocking(move || Catalog::load(loading, budget))
+            .await
+            .map_err(|_| StartError::Interrupted)??;
+        let (loading, admins) = (Arc::clone(&store), config.admins.clone());
+        let access = tokio::task::spawn_blocking(move || Access::load(loading, admins))
+            .await
+            .map_err(|_| StartError::Interrupted)??;
+        let started_ms = clock.now_ms();
+        let broker = Arc::new(Self {
+            pipelines: Pipelines::default(),
+            gate: Gate::default(),
+            store,
+            catalog,
+            access,
+            guests,
+            tails,
+            clock,
+            config,
+            started_ms,
+            endpoint,
+        });
+        broker.catalog.resume(&broker).await;
+        broker.pipelines.resume(&broker).await?;
+        let tasks = vec![
+            tokio::spawn(listen::accept(Arc::clone(&broker), broker.endpoint.clone())),
+            tokio::spawn(keep_retention(Arc::clone(&broker))),
+        ];
+        tracing::info!(%addr, "serving");
+        Ok(Running { broker, addr, tasks })
+    }
+}
+
+impl Running {
+    /// The address it listens on.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// What it is made of.
+    #[must_use]
+    pub fn broker(&self) -> &Arc<Broker> {
+        &self.broker
+    }
+
+    /// Lets open streams finish what they have begun, commits everything and
+    /// closes the store. Takes [`DRAIN_TIMEOUT`] at most, and the last commit.
+    pub async fn shutdown(self) {
+        let Self { broker, tasks, .. } = self;
+        broker.gate.close();
+        if tokio::time::timeout(DRAIN_TIMEOUT, broker.gate.empty()).await.is_err() {
+            tracing::warn!("some connections did not finish in {DRAIN_TIMEOUT:?}; closing them");
+        }
+        let reason = shutting_down();
+        broker.endpoint.close(u32::from(reason.code.number()).into(), reason.message.as_bytes());
+        // Peers get the closing packets; those that are gone are not waited for long.
+        let _ = tokio::time::timeout(DRAIN_TIMEOUT / 10, broker.endpoint.wait_idle()).await;
+        for task in tasks {
+            task.abort();
+        }
+        broker.guests.stop().await;
+        let store = Arc::clone(&broker.store);
+        if tokio::task::spawn_blocking(move || store.close()).await.is_err() {
+            tracing::error!("closing the store was interrupted");
+        }
+        tracing::info!("stopped");
+    }
+}
+
+fn make_dir(dir: &Path) -> Result<(), StartError> {
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    made.map_err(|source| StartError::DataDir { dir: dir.to_owned(), source })
+}
+
+fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
+    make_dir(&config.data_dir)?;
+    let redb = RedbConfig { cache_bytes: config.storage.cache_bytes, ..RedbConfig::default() };
+    Ok(Arc::new(RedbStore::open(config.data_dir.join(SHARD_FILE), &redb)?))
+}
+
+fn listen_on(config: &Config) -> Result<Endpoint, StartError> {
+    let mtu = config.transport.mtu;
+    let mut server = ServerConfig::with_crypto(Arc::new(tls::quic_server_config(&config.tls)?));
+    server.transport_config(transport::transport(mtu));
+    let listening = |source| StartError::Listen { addr: config.listen, source };
+    let socket = transport::socket(config.listen).map_err(listening)?;
+    let endpoint = transport::endpoint_config(mtu);
+    Endpoint::new(endpoint, Some(server), socket, Arc::new(TokioRuntime)).map_err(listening)
+}
+
+/// Removes what topics do not keep any more, for as long as the broker runs.
+async fn keep_retention(broker: Arc<Broker>) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(RETENTION_INTERVAL) => {}
+            () = broker.gate.closing() => return,
+        }
+        for topic in broker.catalog.topics() {
+            if let Err(e) = retain(&topic, broker.clock.now_ms()).await {
+                tracing::error!(topic = %topic.name(), "retention does not get on: {e}");
+            }
+        }
+    }
+}

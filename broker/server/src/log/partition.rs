@@ -1,0 +1,176 @@
+//! One partition: its applied end, its durable end, its tail.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use millstream_proto::{Batch, Offset, PartitionId};
+use millstream_store::Store;
+use millstream_store::key::partition::PartitionRow;
+
+use super::tail::{Tail, TailBudget};
+
+/// A batch with the offset at which it is stored. The batch's own header says 0:
+/// at rest the base offset lives in the key.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    /// Offset of its first record.
+    pub base: Offset,
+    /// The batch.
+    pub batch: Batch,
+}
+
+impl Stored {
+    /// The offset behind its last record.
+    #[must_use]
+    pub fn end(&self) -> Offset {
+        self.base.plus(u64::from(self.batch.count()))
+    }
+}
+
+/// What the tail cache answers.
+#[derive(Clone, Debug)]
+pub enum TailRead {
+    /// These batches; the first holds the wanted offset.
+    Batches(Vec<Stored>),
+    /// There is nothing there yet: the offset is the durable end.
+    AtEnd,
+    /// It lies further back: ask the store.
+    Older,
+    /// Before the first or behind the last offset.
+    OutOfRange {
+        /// The first offset kept.
+        start: Offset,
+        /// The durable end.
+        end: Offset,
+    },
+}
+
+/// What appenders own. Behind it everything is submitted, not all of it durable.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Applied {
+    /// The offset of the next record.
+    pub(super) next: u64,
+    /// First offset kept.
+    pub(super) start: u64,
+    /// Bytes of the batches kept.
+    pub(super) bytes: u64,
+}
+
+impl Applied {
+    pub(super) fn row(self) -> PartitionRow {
+        PartitionRow { log_start: self.start, bytes: self.bytes }
+    }
+}
+
+/// What readers see. Everything here is durable.
+#[derive(Debug)]
+struct Durable {
+    start: u64,
+    end: u64,
+    bytes: u64,
+    tail: Tail,
+}
+
+/// One partition of a topic.
+pub struct Partition {
+    topic: u32,
+    id: PartitionId,
+    pub(super) store: Arc<dyn Store>,
+    applied: Mutex<Applied>,
+    durable: Mutex<Durable>,
+    tails: TailBudget,
+}
+
+impl std::fmt::Debug for Partition {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Partition({}/{})", self.topic, self.id)
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing under these locks panics half-way through a change.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Partition {
+    pub(super) fn new(
+        topic: u32,
+        id: PartitionId,
+        store: Arc<dyn Store>,
+        tails: TailBudget,
+        at: Applied,
+    ) -> Arc<Self> {
+        let durable = Durable { start: at.start, end: at.next, bytes: at.bytes, tail: Tail::default() };
+        let (applied, durable) = (Mutex::new(at), Mutex::new(durable));
+        Arc::new(Self { topic, id, store, applied, durable, tails })
+    }
+
+    /// Its number.
+    #[must_use]
+    pub fn id(&self) -> PartitionId {
+        self.id
+    }
+
+    /// The topic's number.
+    #[must_use]
+    pub fn topic_id(&self) -> u32 {
+        self.topic
+    }
+
+    /// First offset kept.
+    #[must_use]
+    pub fn start(&self) -> Offset {
+        Offset(locked(&self.durable).start)
+    }
+
+    /// The durable end: one behind the last record that may be shown.
+    #[must_use]
+    pub fn end(&self) -> Offset {
+        Offset(locked(&self.durable).end)
+    }
+
+    /// Bytes of the batches kept.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        locked(&self.durable).bytes
+    }
+
+    /// What the tail has at `from`, up to `max_bytes` but at least one batch. Never blocks.
+    #[must_use]
+    pub fn read_tail(&self, from: Offset, max_bytes: usize) -> TailRead {
+        let durable = locked(&self.durable);
+        if from.0 < durable.start || from.0 > durable.end {
+            return TailRead::OutOfRange { start: Offset(durable.start), end: Offset(durable.end) };
+        }
+        if from.0 == durable.end {
+            return TailRead::AtEnd;
+        }
+        durable.tail.read(from.0, max_bytes).map_or(TailRead::Older, TailRead::Batches)
+    }
+
+    pub(super) fn applied(&self) -> MutexGuard<'_, Applied> {
+        locked(&self.applied)
+    }
+
+    /// A batch has become durable; called in the order of commit.
+    pub(super) fn commit(self: &Arc<Self>, stored: Stored) {
+        let bytes = stored.batch.bytes().len();
+        {
+            let mut durable = locked(&self.durable);
+            durable.end = stored.end().0;
+            durable.bytes += bytes as u64;
+            durable.tail.push(stored);
+        }
+        self.tails.added(self, bytes);
+    }
+
+    /// The oldest batches have been removed, durably.
+    pub(super) fn trimmed(&self, start: u64, bytes: u64) {
+        let mut durable = locked(&self.durable);
+        durable.start = start;
+        durable.bytes = durable.bytes.saturating_sub(bytes);
+    }
+
+    pub(super) fn drop_oldest_cached(&self) {
+        locked(&self.durable).tail.drop_oldest();
+    }
+}

@@ -1,0 +1,187 @@
+//! The producers of one topic: who streams, and what each has stored.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use millstream_core::dedup::{Judgement, ProducerState};
+use millstream_proto::message::Placement;
+use millstream_proto::{Offset, PartitionId, ProducerEpoch, ProducerId, Sequence};
+use millstream_store::key::RowError;
+use millstream_store::key::producer::{Outcome, ProducerKey, ProducerRow};
+use millstream_store::{ReadError, Space, Store, WriteBatch};
+
+use super::topic::Topic;
+use crate::limits::IDLE_PRODUCERS;
+
+/// Why a producer's stream was not opened.
+#[derive(Debug, thiserror::Error)]
+pub enum ProducerRefused {
+    /// A newer one has taken over.
+    #[error("producer {0} has a newer epoch than {1}: this instance was replaced")]
+    Fenced(ProducerId, ProducerEpoch),
+    /// Its row cannot be read.
+    #[error("{0}")]
+    Store(#[from] ReadError),
+    /// Its row makes no sense.
+    #[error("the row of producer {0} is damaged: {1}")]
+    Row(ProducerId, RowError),
+}
+
+type Shared = Arc<Mutex<ProducerState>>;
+
+/// States of the producers that stream now or did lately.
+#[derive(Debug, Default)]
+pub(super) struct Producers {
+    known: Mutex<HashMap<ProducerId, Shared>>,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing under these locks panics half-way through a change.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One open stream of a producer.
+#[derive(Debug)]
+pub struct ProducerStream {
+    state: Shared,
+    stream: u64,
+    topic: u32,
+    id: ProducerId,
+    epoch: ProducerEpoch,
+}
+
+impl Topic {
+    /// Opens a stream for a producer and fences off its earlier streams.
+    /// Blocking when the producer is not in memory.
+    ///
+    /// # Errors
+    /// See [`ProducerRefused`].
+    pub fn open_producer(
+        &self,
+        id: ProducerId,
+        epoch: ProducerEpoch,
+    ) -> Result<ProducerStream, ProducerRefused> {
+        let state = if id == ProducerId::NONE {
+            Shared::new(Mutex::new(ProducerState::unknown(epoch)))
+        } else {
+            self.producer_state(id, epoch)?
+        };
+        let stream = locked(&state).open(epoch).ok_or(ProducerRefused::Fenced(id, epoch))?;
+        Ok(ProducerStream { state, stream, topic: self.id(), id, epoch })
+    }
+
+    fn producer_state(&self, id: ProducerId, epoch: ProducerEpoch) -> Result<Shared, ProducerRefused> {
+        if let Some(state) = locked(&self.producers.known).get(&id) {
+            return Ok(Arc::clone(state));
+        }
+        let restored = restore(&**self.store(), self.id(), id, epoch)?;
+        let mut known = locked(&self.producers.known);
+        if known.len() >= IDLE_PRODUCERS {
+            // Idle ones have everything durable: their last stream saw its last answer.
+            known.retain(|_, state| Arc::strong_count(state) > 1);
+        }
+        // Whoever came first in the meantime counts.
+        let state = known.entry(id).or_insert_with(|| Shared::new(Mutex::new(restored)));
+        Ok(Arc::clone(state))
+    }
+}
+
+fn restore(
+    store: &dyn Store,
+    topic: u32,
+    id: ProducerId,
+    epoch: ProducerEpoch,
+) -> Result<ProducerState, ProducerRefused> {
+    let key = ProducerKey { topic, producer: id.0 }.encode();
+    let Some(bytes) = store.snapshot()?.get(Space::Producers, &key)? else {
+        return Ok(ProducerState::unknown(epoch));
+    };
+    let row = ProducerRow::decode(&bytes).map_err(|e| ProducerRefused::Row(id, e))?;
+    let placements = row.last_outcome.iter().map(|o| Placement {
+        partition: PartitionId(o.partition),
+        base: Offset(o.base_offset),
+        count: o.count,
+    });
+    let last = Sequence(row.last_sequence);
+    Ok(ProducerState::restored(ProducerEpoch(row.epoch), last, placements.collect()))
+}
+
+impl ProducerStream {
+    /// The sequence that the broker expects next.
+    #[must_use]
+    pub fn next(&self) -> Sequence {
+        locked(&self.state).next()
+    }
+
+    /// Judges a batch before anything is done with it.
+    #[must_use]
+    pub fn judge(&self, sequence: Sequence) -> Judgement {
+        locked(&self.state).judge(self.stream, sequence)
+    }
+
+    /// Notes that a batch was refused for good.
+    pub fn refused(&self, sequence: Sequence) {
+        let mut state = locked(&self.state);
+        if state.is_current(self.stream) {
+            state.refused(sequence);
+        }
+    }
+
+    /// Takes the producer's turn for submitting a batch that was judged new.
+    /// Another stream may have taken over since, so it is judged again, and
+    /// nobody else gets a turn until the claim is dropped.
+    ///
+    /// # Errors
+    /// The judgement, when the batch is not new any more.
+    pub fn claim(&self, sequence: Sequence) -> Result<Claim<'_>, Judgement> {
+        let state = locked(&self.state);
+        match state.judge(self.stream, sequence) {
+            Judgement::New => Ok(Claim { of: self, state, sequence }),
+            other => Err(other),
+        }
+    }
+
+    /// Keeps the producer's state in memory while batches are on their way to
+    /// the disk: until then its row there is behind.
+    #[must_use]
+    pub fn keep(&self) -> KeepInMemory {
+        KeepInMemory { _state: Arc::clone(&self.state) }
+    }
+}
+
+/// See [`ProducerStream::keep`].
+#[derive(Debug)]
+pub struct KeepInMemory {
+    _state: Shared,
+}
+
+/// The right to submit one batch of a producer.
+#[derive(Debug)]
+pub struct Claim<'a> {
+    of: &'a ProducerStream,
+    state: MutexGuard<'a, ProducerState>,
+    sequence: Sequence,
+}
+
+impl Claim<'_> {
+    /// Notes that the batch is being submitted and adds the row that makes a
+    /// resend of it a duplicate.
+    pub fn stored(&mut self, placements: &[Placement], rows: &mut WriteBatch) {
+        self.state.stored(self.sequence, placements.to_vec());
+        if self.of.id == ProducerId::NONE {
+            return;
+        }
+        let outcome = placements.iter().map(|p| Outcome {
+            partition: p.partition.0,
+            base_offset: p.base.0,
+            count: p.count,
+        });
+        let row = ProducerRow {
+            epoch: self.of.epoch.0,
+            last_sequence: self.sequence.0,
+            last_outcome: outcome.collect(),
+        };
+        let key = ProducerKey { topic: self.of.topic, producer: self.of.id.0 };
+        rows.put(Space::Producers, key.encode(), row.encode());
+    }
+}

@@ -1,0 +1,58 @@
+//! Where a reader begins.
+
+use std::sync::Arc;
+
+use millstream_proto::Offset;
+use millstream_proto::topic::StartAt;
+
+use super::partition::{Partition, Stored};
+use super::read::ReadFault;
+use crate::limits::READ_CHUNK_BYTES;
+
+/// The offset in `partition` that `at` means at this moment.
+///
+/// By timestamp it reads the partition from its beginning: timestamps come from
+/// producers and need not rise, so nothing short of looking is exact.
+///
+/// # Errors
+/// [`ReadFault::OutOfRange`] for an offset that is not there; otherwise when the
+/// store cannot be read.
+pub async fn seek(partition: &Arc<Partition>, at: StartAt) -> Result<Offset, ReadFault> {
+    let (start, end) = (partition.start(), partition.end());
+    match at {
+        StartAt::Earliest => Ok(start),
+        StartAt::Latest => Ok(end),
+        StartAt::Offset(wanted) if wanted < start || wanted > end => {
+            Err(ReadFault::OutOfRange { wanted, start, end })
+        }
+        StartAt::Offset(wanted) => Ok(wanted),
+        StartAt::Timestamp(wanted) => {
+            let mut from = start;
+            while from < end {
+                let batches = partition.read(from, READ_CHUNK_BYTES).await?;
+                if let Some(found) = batches.iter().find(|s| reaches(s, wanted)) {
+                    return Ok(found.base.max(start));
+                }
+                match batches.last() {
+                    Some(last) => from = last.end(),
+                    None => break,
+                }
+            }
+            Ok(end)
+        }
+    }
+}
+
+/// Whether a batch has a record at `wanted` or later. One that cannot be looked
+/// into counts as having one: the reader will hear of it.
+fn reaches(stored: &Stored, wanted: i64) -> bool {
+    let header = stored.batch.header();
+    if header.base_timestamp >= wanted {
+        return true;
+    }
+    if !header.flags.timestamps {
+        return false;
+    }
+    let Ok(body) = stored.batch.body() else { return true };
+    body.view().map_or(true, |view| view.records().any(|r| r.timestamp >= wanted))
+}

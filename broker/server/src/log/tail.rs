@@ -1,0 +1,85 @@
+//! The newest batches in memory, so that live consumers never touch the database.
+//!
+//! Every partition keeps its newest batches in order; one budget over all
+//! partitions evicts the oldest first, wherever it lies.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::partition::{Partition, Stored};
+
+/// The budget that all partitions of a broker share. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct TailBudget(Arc<Mutex<Budget>>);
+
+#[derive(Debug)]
+struct Budget {
+    limit: usize,
+    used: usize,
+    /// Every cached batch in order of commit: where it lies and its size.
+    order: VecDeque<(Arc<Partition>, usize)>,
+}
+
+impl TailBudget {
+    /// A budget of `limit` bytes.
+    #[must_use]
+    pub fn new(limit: usize) -> Self {
+        Self(Arc::new(Mutex::new(Budget { limit, used: 0, order: VecDeque::new() })))
+    }
+
+    /// Bytes cached at present.
+    #[must_use]
+    pub fn used(&self) -> usize {
+        self.lock().used
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Budget> {
+        // Nothing under this lock panics half-way through a change.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts a batch that `partition` has just taken into its tail, and makes
+    /// the oldest batches give way.
+    pub(super) fn added(&self, partition: &Arc<Partition>, bytes: usize) {
+        let mut budget = self.lock();
+        budget.used += bytes;
+        budget.order.push_back((Arc::clone(partition), bytes));
+        while budget.used > budget.limit {
+            let Some((oldest, bytes)) = budget.order.pop_front() else { break };
+            budget.used -= bytes;
+            oldest.drop_oldest_cached();
+        }
+    }
+}
+
+/// The newest batches of one partition: contiguous, the last one ends at the durable end.
+#[derive(Debug, Default)]
+pub(super) struct Tail {
+    batches: VecDeque<Stored>,
+}
+
+impl Tail {
+    pub(super) fn push(&mut self, stored: Stored) {
+        self.batches.push_back(stored);
+    }
+
+    pub(super) fn drop_oldest(&mut self) {
+        self.batches.pop_front();
+    }
+
+    /// Batches from the one that holds `from`, up to `max_bytes` but at least
+    /// one; `None` when the tail does not reach back that far.
+    pub(super) fn read(&self, from: u64, max_bytes: usize) -> Option<Vec<Stored>> {
+        if self.batches.front()?.base.0 > from {
+            return None;
+        }
+        let first = self.batches.partition_point(|s| s.end().0 <= from);
+        let mut bytes = 0;
+        let fits = |s: &&Stored| {
+            let first = bytes == 0;
+            bytes += s.batch.bytes().len();
+            first || bytes <= max_bytes
+        };
+        Some(self.batches.range(first..).take_while(fits).cloned().collect())
+    }
+}

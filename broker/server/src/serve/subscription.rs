@@ -1,0 +1,317 @@
+//! A subscription's stream: batches out, as long as the reader takes them.
+//!
+//! Every partition has a cursor; cursors take turns. The tail serves whoever is
+//! near the end; a cursor that lags reads the store in chunks on a blocking
+//! thread, one chunk ahead of what is being written. Writing waits for the
+//! stream's flow control, and that is all the backpressure there is: nothing is
+//! queued for a slow reader beyond the chunk in hand and the one ahead.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use millstream_proto::acl::{Operation, ResourceKind};
+use millstream_proto::batch::HEADER_LEN;
+use millstream_proto::frame::{DeliverPrefix, FRAME_HEADER_LEN, FrameKind, frame_header};
+use millstream_proto::message::{OpenSubscription, SubscriptionOpened};
+use millstream_proto::topic::StartAt;
+use millstream_proto::{Batch, ErrorCode, Offset, PartitionId, WireError};
+use millstream_store::key::offset::{OffsetKey, OffsetRow};
+use millstream_store::{Space, Store};
+use tokio::task::JoinHandle;
+
+use crate::guests::{Directory, SubscriptionChain, Through};
+use crate::limits::{DELIVER_BYTES, READ_CHUNK_BYTES};
+use crate::log::{Partition, ReadFault, Stored, TailRead, Topic, seek};
+use crate::session::{Peer, refuse, shutting_down};
+use crate::stream::{FrameReader, FrameWriter};
+
+/// Serves the stream to its end.
+pub(crate) async fn run(
+    peer: Peer,
+    open: OpenSubscription,
+    mut reader: FrameReader,
+    mut writer: FrameWriter,
+) {
+    let (mut subscription, opened) = match begin(&peer, open).await {
+        Ok(begun) => begun,
+        Err(error) => return refuse(&mut reader, writer, &error).await,
+    };
+    if writer.message(FrameKind::Opened, 0, &opened).await.is_err() {
+        return;
+    }
+    let end = tokio::select! {
+        end = subscription.deliver(&mut writer) => end,
+        () = unsubscribed(&mut reader) => End::Finished,
+        () = peer.broker.gate.closing() => End::Error(shutting_down()),
+    };
+    match end {
+        End::Finished => {
+            if writer.message(FrameKind::End, 0, &()).await.is_ok() {
+                writer.finish().await;
+            }
+        }
+        End::Gone => {}
+        End::Error(error) => refuse(&mut reader, writer, &error).await,
+    }
+}
+
+/// Resolves when the client says `End`; a client that merely has no more to say
+/// still reads.
+async fn unsubscribed(reader: &mut FrameReader) {
+    match reader.next().await {
+        Ok(Some(_)) => {}
+        Ok(None) | Err(_) => std::future::pending().await,
+    }
+}
+
+enum End {
+    Finished,
+    Gone,
+    Error(WireError),
+}
+
+struct Cursor {
+    partition: Arc<Partition>,
+    next: Offset,
+    stop: Option<Offset>,
+    /// The read of the chunk at `next`, begun before the chunk in hand was written.
+    ahead: Option<JoinHandle<Result<Vec<Stored>, ReadFault>>>,
+}
+
+struct Subscription {
+    topic: Arc<Topic>,
+    cursors: Vec<Cursor>,
+    chain: Option<SubscriptionChain>,
+}
+
+async fn begin(
+    peer: &Peer,
+    open: OpenSubscription,
+) -> Result<(Subscription, SubscriptionOpened), WireError> {
+    let topic = super::topic(peer, &open.topic, Operation::Consume)?;
+    let chain = match open.chain.is_empty() {
+        true => None,
+        false => Some(attach(peer, &topic, &open).await?),
+    };
+    let mut cursors = Vec::new();
+    for partition in chosen(&topic, &open.partitions)? {
+        let next = position(&topic, &partition, &open).await?;
+        let stop = open.until_end.then(|| partition.end());
+        cursors.push(Cursor { partition, next, stop, ahead: None });
+    }
+    let positions = cursors.iter().map(|c| (c.partition.id(), c.next)).collect();
+    Ok((Subscription { topic, cursors, chain }, SubscriptionOpened { positions }))
+}
+
+async fn attach(
+    peer: &Peer,
+    topic: &Arc<Topic>,
+    open: &OpenSubscription,
+) -> Result<SubscriptionChain, WireError> {
+    for step in &open.chain {
+        let name = step.plugin.as_str();
+        peer.broker.access.check(&peer.principal, Operation::Attach, ResourceKind::Plugin, name)?;
+    }
+    let (broker, who) = (&peer.broker, &peer.principal);
+    let (directory, store) = (Arc::clone(broker) as Arc<dyn Directory>, Arc::clone(topic.store()));
+    let uses = open.chain.clone();
+    broker.guests.subscription_chain(topic.name(), who, uses, directory, store).await
+}
+
+fn chosen(topic: &Topic, wanted: &[PartitionId]) -> Result<Vec<Arc<Partition>>, WireError> {
+    if wanted.is_empty() {
+        return Ok(topic.partitions().to_vec());
+    }
+    let mut wanted = wanted.to_vec();
+    wanted.sort_unstable();
+    wanted.dedup();
+    let find = |id: PartitionId| {
+        topic.partition(id).ok_or_else(|| {
+            let (name, have) = (topic.name(), topic.partitions().len());
+            let text = format!("topic {name} has no partition {id}; it has {have}");
+            WireError::new(ErrorCode::UnknownPartition, text)
+        })
+    };
+    wanted.into_iter().map(find).collect()
+}
+
+/// The consumer's committed offset if there is one that can still be read, else
+/// where the subscription says.
+async fn position(
+    topic: &Topic,
+    partition: &Arc<Partition>,
+    open: &OpenSubscription,
+) -> Result<Offset, WireError> {
+    let fault = |e: ReadFault| e.to_wire(topic.name());
+    if let Some(consumer) = &open.consumer {
+        let key = OffsetKey {
+            topic: topic.id(),
+            partition: partition.id().0,
+            consumer: consumer.as_str().as_bytes(),
+        };
+        let committed = committed(topic.store(), key.encode()).await.map_err(fault)?;
+        if let Some(offset) = committed
+            && let Ok(offset) = seek(partition, StartAt::Offset(offset)).await
+        {
+            return Ok(offset);
+        }
+    }
+    seek(partition, open.start).await.map_err(fault)
+}
+
+async fn committed(
+    store: &Arc<dyn Store>,
+    key: millstream_store::Key,
+) -> Result<Option<Offset>, ReadFault> {
+    let store = Arc::clone(store);
+    let read = move || -> Result<Option<Offset>, ReadFault> {
+        let row = store.snapshot()?.get(Space::Offsets, &key)?;
+        Ok(row.and_then(|bytes| OffsetRow::decode(&bytes).ok()).map(|row| Offset(row.offset)))
+    };
+    tokio::task::spawn_blocking(read).await.unwrap_or(Err(ReadFault::Closing))
+}
+
+impl Cursor {
+    fn is_done(&self) -> bool {
+        self.stop.is_some_and(|stop| self.next >= stop)
+    }
+
+    /// What there is at the cursor, and nothing at the durable end.
+    async fn read(&mut self) -> Result<Vec<Stored>, ReadFault> {
+        if let Some(ahead) = self.ahead.take() {
+            return ahead.await.unwrap_or(Err(ReadFault::Closing));
+        }
+        match self.partition.read_tail(self.next, DELIVER_BYTES) {
+            TailRead::Batches(batches) => Ok(batches),
+            TailRead::AtEnd => Ok(Vec::new()),
+            TailRead::OutOfRange { start, end } => {
+                Err(ReadFault::OutOfRange { wanted: self.next, start, end })
+            }
+            TailRead::Older => self.partition.read(self.next, READ_CHUNK_BYTES).await,
+        }
+    }
+
+    /// Begins to read what follows, if that is not in the tail.
+    fn read_ahead(&mut self) {
+        let lags = matches!(self.partition.read_tail(self.next, 1), TailRead::Older);
+        if lags && !self.is_done() {
+            let (partition, next) = (Arc::clone(&self.partition), self.next);
+            self.ahead =
+                Some(tokio::spawn(async move { partition.read(next, READ_CHUNK_BYTES).await }));
+        }
+    }
+}
+
+impl Subscription {
+    async fn deliver(&mut self, writer: &mut FrameWriter) -> End {
+        let mut changed = self.topic.changed();
+        loop {
+            changed.borrow_and_update();
+            if self.topic.is_deleted() {
+                let text = format!("topic {} was deleted", self.topic.name());
+                return End::Error(WireError::new(ErrorCode::TopicDeleted, text));
+            }
+            let mut any = false;
+            for at in 0..self.cursors.len() {
+                match self.turn(at, writer).await {
+                    Ok(delivered) => any |= delivered,
+                    Err(end) => return end,
+                }
+            }
+            if self.cursors.iter().all(Cursor::is_done) {
+                return End::Finished;
+            }
+            if !any {
+                tokio::select! {
+                    // The topic outlives the subscription, so its sender does too.
+                    _ = changed.changed() => {}
+                    () = writer.stopped() => return End::Gone,
+                }
+            }
+        }
+    }
+
+    /// One cursor's turn. Returns whether there was anything.
+    async fn turn(&mut self, at: usize, writer: &mut FrameWriter) -> Result<bool, End> {
+        let cursor = &mut self.cursors[at];
+        if cursor.is_done() {
+            return Ok(false);
+        }
+        let fault = |e: ReadFault| End::Error(e.to_wire(self.topic.name()));
+        let batches = cursor.read().await.map_err(fault)?;
+        let Some(last) = batches.last() else { return Ok(false) };
+        cursor.next = last.end();
+        cursor.read_ahead();
+        let (id, end) = (cursor.partition.id(), cursor.partition.end());
+        let mut frames = Frames::new(id, end);
+        match &self.chain {
+            None => batches.iter().for_each(|stored| frames.push_stored(stored)),
+            Some(chain) => {
+                for stored in batches {
+                    let (base, next) = (stored.base, stored.end());
+                    match chain.run(stored, id).await.map_err(End::Error)? {
+                        Through::Whole(stored) => frames.push_stored(&stored),
+                        Through::Made(batches) => frames.push_made(base, next, &batches),
+                    }
+                }
+            }
+        }
+        writer.pieces(&mut frames.finish()).await.map_err(|_| End::Gone)?;
+        Ok(true)
+    }
+}
+
+/// Deliver frames of one partition, as pieces: headers are written, bodies shared.
+struct Frames {
+    partition: PartitionId,
+    end: Offset,
+    heads: BytesMut,
+    pieces: Vec<Bytes>,
+    /// A position that no frame has told yet.
+    untold: Option<Offset>,
+}
+
+impl Frames {
+    fn new(partition: PartitionId, end: Offset) -> Self {
+        Self { partition, end, heads: BytesMut::new(), pieces: Vec::new(), untold: None }
+    }
+
+    fn head(&mut self, next: Offset, batch_len: usize) {
+        let len = DeliverPrefix::LEN + batch_len;
+        let prefix = DeliverPrefix { partition: self.partition, next, end: self.end };
+        self.heads.reserve(FRAME_HEADER_LEN + DeliverPrefix::LEN + HEADER_LEN);
+        self.heads.extend_from_slice(&frame_header(FrameKind::Deliver, 0, len));
+        self.heads.extend_from_slice(&prefix.encode());
+        self.untold = None;
+    }
+
+    fn push_stored(&mut self, stored: &Stored) {
+        let (header, body) = stored.batch.at_offset(stored.base);
+        self.head(stored.end(), HEADER_LEN + body.len());
+        self.heads.extend_from_slice(&header);
+        self.pieces.push(self.heads.split().freeze());
+        self.pieces.push(body);
+    }
+
+    /// What a chain made of the batch from `base` to `next`; offsets are in it.
+    /// Only behind the last part may the reader's position move on.
+    fn push_made(&mut self, base: Offset, next: Offset, parts: &[Batch]) {
+        let Some((last, earlier)) = parts.split_last() else {
+            self.untold = Some(next);
+            return;
+        };
+        for (batch, at) in earlier.iter().map(|b| (b, base)).chain([(last, next)]) {
+            self.head(at, batch.bytes().len());
+            self.pieces.push(self.heads.split().freeze());
+            self.pieces.push(batch.bytes().clone());
+        }
+    }
+
+    fn finish(mut self) -> Vec<Bytes> {
+        if let Some(next) = self.untold {
+            self.head(next, 0);
+            self.pieces.push(self.heads.split().freeze());
+        }
+        self.pieces
+    }
+}

@@ -1,0 +1,128 @@
+//! Frames over a QUIC stream.
+
+use bytes::{Bytes, BytesMut};
+use millstream_proto::frame::{Assembler, Frame, FrameError, FrameKind, message_frame, put_message};
+use millstream_proto::{ErrorCode, WireError};
+use quinn::{ReadError, RecvStream, SendStream, WriteError};
+use serde::Serialize;
+
+/// Tag of an error that concerns the whole stream.
+pub(crate) const STREAM_TAG: u64 = u64::MAX;
+
+/// Bytes asked of the stream at once.
+const READ_BYTES: usize = 1 << 20;
+
+/// Why no frame came.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ReadFrameError {
+    /// The peer or the network went away.
+    #[error("{0}")]
+    Gone(#[from] ReadError),
+    /// The peer sent something that is not a frame.
+    #[error("{0}")]
+    Bad(#[from] FrameError),
+    /// The stream ended within a frame.
+    #[error("the stream ended in the middle of a frame")]
+    CutOff,
+}
+
+impl ReadFrameError {
+    /// What to tell the peer, if it can still be told.
+    pub(crate) fn to_wire(&self) -> Option<WireError> {
+        match self {
+            ReadFrameError::Gone(_) => None,
+            ReadFrameError::Bad(e) => Some(e.clone().into()),
+            ReadFrameError::CutOff => Some(WireError::new(ErrorCode::Malformed, self.to_string())),
+        }
+    }
+}
+
+/// Reads frames. Dropping the future of [`FrameReader::next`] loses nothing.
+pub(crate) struct FrameReader {
+    stream: RecvStream,
+    piece: Bytes,
+    assembler: Assembler,
+}
+
+impl FrameReader {
+    pub(crate) fn new(stream: RecvStream) -> Self {
+        Self { stream, piece: Bytes::new(), assembler: Assembler::default() }
+    }
+
+    /// The next frame; `None` when the peer has finished its side.
+    pub(crate) async fn next(&mut self) -> Result<Option<Frame>, ReadFrameError> {
+        loop {
+            while !self.piece.is_empty() {
+                if let Some(frame) = self.assembler.feed(&mut self.piece)? {
+                    return Ok(Some(frame));
+                }
+            }
+            match self.stream.read_chunk(READ_BYTES, true).await? {
+                Some(chunk) => self.piece = chunk.bytes,
+                None if self.assembler.is_midway() => return Err(ReadFrameError::CutOff),
+                None => return Ok(None),
+            }
+        }
+    }
+
+    /// Tells the peer to stop sending.
+    pub(crate) fn stop(&mut self, code: ErrorCode) {
+        // Already finished is as good as stopped.
+        let _ = self.stream.stop(u32::from(code.number()).into());
+    }
+}
+
+/// Writes frames.
+pub(crate) struct FrameWriter {
+    stream: SendStream,
+}
+
+impl FrameWriter {
+    pub(crate) fn new(stream: SendStream) -> Self {
+        Self { stream }
+    }
+
+    /// Writes one message.
+    pub(crate) async fn message<M: Serialize>(
+        &mut self,
+        kind: FrameKind,
+        tag: u64,
+        message: &M,
+    ) -> Result<(), WriteError> {
+        let bytes = message_frame(kind, tag, message).unwrap_or_else(|e| {
+            let mut out = BytesMut::new();
+            // An error's text is bounded, so this frame always fits.
+            let _ = put_message(&mut out, FrameKind::Error, tag, &e);
+            out.freeze()
+        });
+        self.stream.write_chunk(bytes).await
+    }
+
+    /// Writes an error.
+    pub(crate) async fn error(&mut self, tag: u64, error: &WireError) -> Result<(), WriteError> {
+        self.message(FrameKind::Error, tag, error).await
+    }
+
+    /// Writes pieces as they are, without copying.
+    pub(crate) async fn pieces(&mut self, pieces: &mut [Bytes]) -> Result<(), WriteError> {
+        self.stream.write_all_chunks(pieces).await
+    }
+
+    /// Writes what was put together elsewhere.
+    pub(crate) async fn bytes(&mut self, bytes: Bytes) -> Result<(), WriteError> {
+        self.stream.write_chunk(bytes).await
+    }
+
+    /// Says that nothing more will come, and waits until the peer has it all or is gone.
+    pub(crate) async fn finish(mut self) {
+        if self.stream.finish().is_ok() {
+            // The peer stopping the stream, or going away, ends the wait too.
+            let _ = self.stream.stopped().await;
+        }
+    }
+
+    /// Resolves when the peer no longer wants what is written.
+    pub(crate) async fn stopped(&mut self) {
+        let _ = self.stream.stopped().await;
+    }
+}

@@ -1,0 +1,57 @@
+//! The QUIC settings of the listener.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use quinn::{EndpointConfig, MtuDiscoveryConfig, TransportConfig, VarInt};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::limits::{
+    CONNECTION_WINDOW, IDLE_TIMEOUT, MAX_STREAMS, SEND_WINDOW, SOCKET_BUFFER_BYTES, STREAM_WINDOW,
+};
+
+/// Transport settings with datagrams of at most `mtu` bytes.
+pub(crate) fn transport(mtu: u16) -> Arc<TransportConfig> {
+    let mut t = TransportConfig::default();
+    t.max_concurrent_bidi_streams(VarInt::from_u32(MAX_STREAMS));
+    t.max_concurrent_uni_streams(VarInt::from_u32(0));
+    t.stream_receive_window(VarInt::from_u32(STREAM_WINDOW));
+    t.receive_window(VarInt::from_u32(CONNECTION_WINDOW));
+    t.send_window(SEND_WINDOW);
+    t.datagram_receive_buffer_size(None);
+    t.max_idle_timeout(IDLE_TIMEOUT.try_into().ok());
+    let mut discovery = MtuDiscoveryConfig::default();
+    discovery.upper_bound(mtu);
+    t.mtu_discovery_config(Some(discovery));
+    Arc::new(t)
+}
+
+/// Endpoint settings that accept datagrams of at most `mtu` bytes.
+pub(crate) fn endpoint_config(mtu: u16) -> EndpointConfig {
+    let mut config = EndpointConfig::default();
+    // The configuration allows only sizes that QUIC does.
+    if config.max_udp_payload_size(mtu.max(1472)).is_err() {
+        tracing::warn!(mtu, "the endpoint keeps its default datagram size");
+    }
+    config
+}
+
+/// A UDP socket with buffers for a gigabyte per second. A system that caps the
+/// buffers lower is left at its cap.
+///
+/// # Errors
+/// When the address cannot be bound.
+pub(crate) fn socket(addr: SocketAddr) -> std::io::Result<std::net::UdpSocket> {
+    let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
+    for result in [
+        socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES),
+        socket.set_send_buffer_size(SOCKET_BUFFER_BYTES),
+    ] {
+        if let Err(e) = result {
+            tracing::warn!("socket buffers stay at the system's size: {e}");
+        }
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&addr.into())?;
+    Ok(socket.into())
+}
