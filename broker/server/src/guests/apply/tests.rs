@@ -1,0 +1,1 @@
+//! Records gathered into batches: all of them, in order, where they belong.

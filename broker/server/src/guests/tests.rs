@@ -1,0 +1,1 @@
+//! Chains with real plugins.

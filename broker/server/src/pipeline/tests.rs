@@ -1,0 +1,1 @@
+//! Pipelines with real plugins on a store in memory.
