@@ -123,7 +123,9 @@ pub fn server_config(files: &TlsFiles) -> Result<rustls::ServerConfig, TlsError>
     let provider = Arc::new(provider());
     let mut roots = RootCertStore::empty();
     for ca in certificates("client CA certificate", &files.client_ca)? {
-        roots.add(ca).map_err(|e| content("client CA certificate", &files.client_ca, &e))?;
+        roots
+            .add(ca)
+            .map_err(|e| content("client CA certificate", &files.client_ca, &e))?;
     }
     let roots = Arc::new(roots);
     let mut verifier = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&provider));
@@ -167,27 +169,50 @@ const REVOCATIONS: &str = "certificate revocation list";
 /// and the broker's order decides.
 fn provider() -> CryptoProvider {
     let mut provider = aws_lc_rs::default_provider();
-    provider.cipher_suites.retain(|suite| matches!(suite, SupportedCipherSuite::Tls13(_)));
-    provider.cipher_suites.sort_by_key(|s| s.suite() != CipherSuite::TLS13_AES_128_GCM_SHA256);
+    provider
+        .cipher_suites
+        .retain(|suite| matches!(suite, SupportedCipherSuite::Tls13(_)));
+    provider
+        .cipher_suites
+        .sort_by_key(|s| s.suite() != CipherSuite::TLS13_AES_128_GCM_SHA256);
     provider
 }
 
 fn content(what: &'static str, file: &Path, why: &dyn std::fmt::Display) -> TlsError {
-    TlsError::Content { what, file: file.to_owned(), why: why.to_string() }
+    TlsError::Content {
+        what,
+        file: file.to_owned(),
+        why: why.to_string(),
+    }
 }
 
 fn read(what: &'static str, file: &Path, mut open: File) -> Result<Vec<u8>, TlsError> {
     let mut bytes = Vec::new();
-    let got = open.by_ref().take(MAX_PEM_BYTES + 1).read_to_end(&mut bytes);
-    got.map_err(|source| TlsError::Read { what, file: file.to_owned(), source })?;
+    let got = open
+        .by_ref()
+        .take(MAX_PEM_BYTES + 1)
+        .read_to_end(&mut bytes);
+    got.map_err(|source| TlsError::Read {
+        what,
+        file: file.to_owned(),
+        source,
+    })?;
     if bytes.len() as u64 > MAX_PEM_BYTES {
-        return Err(content(what, file, &format!("it has more than {MAX_PEM_BYTES} bytes")));
+        return Err(content(
+            what,
+            file,
+            &format!("it has more than {MAX_PEM_BYTES} bytes"),
+        ));
     }
     Ok(bytes)
 }
 
 fn open(what: &'static str, file: &Path) -> Result<File, TlsError> {
-    File::open(file).map_err(|source| TlsError::Read { what, file: file.to_owned(), source })
+    File::open(file).map_err(|source| TlsError::Read {
+        what,
+        file: file.to_owned(),
+        source,
+    })
 }
 
 /// Every PEM section of a kind; at least one.
@@ -201,10 +226,7 @@ fn sections<T: PemObject>(what: &'static str, file: &Path) -> Result<Vec<T>, Tls
     Ok(sections)
 }
 
-fn certificates(
-    what: &'static str,
-    file: &Path,
-) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+fn certificates(what: &'static str, file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     sections(what, file)
 }
 
@@ -216,11 +238,17 @@ fn private_key(file: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
     {
         use std::os::unix::fs::PermissionsExt;
         let meta = handle.metadata();
-        let meta = meta
-            .map_err(|source| TlsError::Read { what: WHAT, file: file.to_owned(), source })?;
+        let meta = meta.map_err(|source| TlsError::Read {
+            what: WHAT,
+            file: file.to_owned(),
+            source,
+        })?;
         let mode = meta.permissions().mode() & 0o777;
         if mode & 0o077 != 0 {
-            return Err(TlsError::OpenKey { file: file.to_owned(), mode });
+            return Err(TlsError::OpenKey {
+                file: file.to_owned(),
+                mode,
+            });
         }
     }
     let bytes = read(WHAT, file, handle)?;
@@ -237,7 +265,9 @@ pub fn principal(chain: &[CertificateDer<'_>]) -> Result<Principal, NoIdentity> 
     let leaf = chain.first().ok_or(NoIdentity::NoCertificate)?;
     let unreadable = |e: &dyn std::fmt::Display| NoIdentity::Unreadable(e.to_string());
     let (_, leaf) = X509Certificate::from_der(leaf).map_err(|e| unreadable(&e))?;
-    let names = leaf.subject_alternative_name().map_err(|e| unreadable(&e))?;
+    let names = leaf
+        .subject_alternative_name()
+        .map_err(|e| unreadable(&e))?;
     let names = names.map_or(&[][..], |names| &names.value.general_names[..]);
     let uris: Vec<&str> = names
         .iter()

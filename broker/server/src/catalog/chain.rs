@@ -49,10 +49,15 @@ impl Catalog {
         };
         plugin.check().map_err(unfit)?;
         if plugin.on_error == ErrorPolicy::DeadLetter(topic.clone()) {
-            return Err(unfit("its dead letters would go to the topic itself; name another".into()));
+            return Err(unfit(
+                "its dead letters would go to the topic itself; name another".into(),
+            ));
         }
         let version = self.find_plugin(&plugin.plugin, plugin.version)?;
-        let plugin = PluginUse { version: Some(version.version), ..plugin };
+        let plugin = PluginUse {
+            version: Some(version.version),
+            ..plugin
+        };
         let change = |chain: Uses| {
             let kind_of = |u: &PluginUse| self.plugin(&u.plugin, u.version).map(|v| v.kind);
             Ok(placed(chain, plugin.clone(), version.kind, kind_of))
@@ -125,21 +130,33 @@ impl Catalog {
             row.put(&mut batch);
             self.commit_topic(name, batch).await?;
             topic.set_chain(chain);
-            self.show().topics.insert(name.clone(), Entry { topic, row });
+            self.show()
+                .topics
+                .insert(name.clone(), Entry { topic, row });
             return Ok(());
         }
         let text = format!("the chain of topic {name} is being changed by others; try again");
-        Err(AttachError::Start(WireError::new(ErrorCode::Overloaded, text)))
+        Err(AttachError::Start(WireError::new(
+            ErrorCode::Overloaded,
+            text,
+        )))
     }
 
     /// The topics that have plugins attached, with them and whoever attached them last. Chains do
     /// not survive a restart; whoever starts the broker starts them again.
     pub(crate) fn attached(&self) -> Vec<(Arc<Topic>, Uses, Principal)> {
         let view = self.view();
-        let attached = view.topics.values().filter(|entry| !entry.row.chain.is_empty());
+        let attached = view
+            .topics
+            .values()
+            .filter(|entry| !entry.row.chain.is_empty());
         attached
             .filter_map(|Entry { topic, row }| {
-                Some((Arc::clone(topic), row.chain.clone(), row.chain_owner.clone()?))
+                Some((
+                    Arc::clone(topic),
+                    row.chain.clone(),
+                    row.chain_owner.clone()?,
+                ))
             })
             .collect()
     }
@@ -173,11 +190,21 @@ fn placed(
 
 fn check_size(topic: &TopicName, row: &TopicRow, uses: &Uses) -> Result<(), AttachError> {
     if uses.len() > MAX_CHAIN_STEPS {
-        return Err(AttachError::TooLong { topic: topic.clone() });
+        return Err(AttachError::TooLong {
+            topic: topic.clone(),
+        });
     }
-    let bytes = TopicRow { chain: uses.clone(), ..row.clone() }.encode().len();
+    let bytes = TopicRow {
+        chain: uses.clone(),
+        ..row.clone()
+    }
+    .encode()
+    .len();
     if bytes > MAX_CHAIN_BYTES && uses.len() >= row.chain.len() {
-        return Err(AttachError::TooLarge { topic: topic.clone(), bytes });
+        return Err(AttachError::TooLarge {
+            topic: topic.clone(),
+            bytes,
+        });
     }
     Ok(())
 }

@@ -1,6 +1,5 @@
 //! Why a change of the catalogue is refused, by what was to be changed.
 
-use millstream_core::acl::RuleError;
 use millstream_proto::limits::{MAX_CHAIN_STEPS, MAX_PARTITIONS};
 use millstream_proto::{ErrorCode, PluginName, TopicName, WireError};
 use millstream_store::{CommitError, ReadError};
@@ -232,9 +231,4 @@ impl From<PluginError> for WireError {
         };
         WireError::new(code, e.to_string())
     }
-}
-
-/// A rule that cannot be granted, for whoever wanted to.
-pub(crate) fn rule_error(e: &RuleError) -> WireError {
-    WireError::new(ErrorCode::InvalidConfig, e.to_string())
 }

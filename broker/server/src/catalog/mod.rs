@@ -8,6 +8,7 @@
 //!
 //! * [`row`]: how everything is stored.
 //! * `topics`, `chain`, `plugins`: the changes.
+//! * `resume`: what happens at the start.
 //! * `sweep`: removes the records of deleted topics, a few MiB at a time.
 //!
 //! Absent: access rules, which are [`crate::access`]'s, and pipelines, which are
@@ -16,6 +17,7 @@
 mod chain;
 mod error;
 mod plugins;
+mod resume;
 pub mod row;
 mod sweep;
 mod topics;
@@ -34,6 +36,7 @@ use crate::log::{TailBudget, Topic};
 
 pub use error::{AttachError, PluginError, TopicError};
 pub(crate) use error::{read_error, storage_error};
+pub use plugins::NewPlugin;
 pub use row::{CatalogError, RowError};
 use row::{DoomedRow, NextTopicRow, NextVersionRow, PluginRow, TopicRow};
 
@@ -73,18 +76,28 @@ struct Versions {
 
 impl View {
     fn partitions(&self) -> u64 {
-        self.topics.values().map(|entry| u64::from(entry.row.config.partitions)).sum()
+        self.topics
+            .values()
+            .map(|entry| u64::from(entry.row.config.partitions))
+            .sum()
     }
 
     fn entry(&self, name: &TopicName) -> Result<&Entry, TopicError> {
-        self.topics.get(name).ok_or_else(|| TopicError::Unknown(name.clone()))
+        self.topics
+            .get(name)
+            .ok_or_else(|| TopicError::Unknown(name.clone()))
     }
 }
 
 impl std::fmt::Debug for Catalog {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let view = self.view();
-        write!(f, "Catalog({} topics, {} plugins)", view.topics.len(), view.plugins.len())
+        write!(
+            f,
+            "Catalog({} topics, {} plugins)",
+            view.topics.len(),
+            view.plugins.len()
+        )
     }
 }
 
@@ -100,7 +113,13 @@ impl Catalog {
             view.doomed.insert(row.id, row);
         }
         for NextVersionRow { plugin, next } in row::all(&*snapshot)? {
-            view.plugins.insert(plugin, Versions { next, all: BTreeMap::new() });
+            view.plugins.insert(
+                plugin,
+                Versions {
+                    next,
+                    all: BTreeMap::new(),
+                },
+            );
         }
         for PluginRow(version) in row::all(&*snapshot)? {
             let versions = view.plugins.entry(version.plugin.clone()).or_default();
@@ -137,13 +156,20 @@ impl Catalog {
     /// The topic of this name, if there is one.
     #[must_use]
     pub fn topic(&self, name: &TopicName) -> Option<Arc<Topic>> {
-        self.view().topics.get(name).map(|entry| Arc::clone(&entry.topic))
+        self.view()
+            .topics
+            .get(name)
+            .map(|entry| Arc::clone(&entry.topic))
     }
 
     /// Every topic, in the order of names.
     #[must_use]
     pub fn topics(&self) -> Vec<Arc<Topic>> {
-        self.view().topics.values().map(|entry| Arc::clone(&entry.topic)).collect()
+        self.view()
+            .topics
+            .values()
+            .map(|entry| Arc::clone(&entry.topic))
+            .collect()
     }
 
     /// At most `count` names of topics behind `after` that `wanted` accepts, in order.
@@ -156,8 +182,15 @@ impl Catalog {
     ) -> Vec<TopicName> {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let view = self.view();
-        let names = view.topics.range::<TopicName, _>((from, Bound::Unbounded)).map(|(n, _)| n);
-        names.filter(|name| wanted(name)).take(count).cloned().collect()
+        let names = view
+            .topics
+            .range::<TopicName, _>((from, Bound::Unbounded))
+            .map(|(n, _)| n);
+        names
+            .filter(|name| wanted(name))
+            .take(count)
+            .cloned()
+            .collect()
     }
 
     /// A topic as it is now.

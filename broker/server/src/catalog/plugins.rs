@@ -31,11 +31,16 @@ pub struct NewPlugin {
 
 impl View {
     fn knows_digest(&self, digest: &Digest) -> bool {
-        self.plugins.values().flat_map(|v| v.all.values()).any(|v| v.digest == *digest)
+        self.plugins
+            .values()
+            .flat_map(|v| v.all.values())
+            .any(|v| v.digest == *digest)
     }
 
     fn check_room(&self, plugin: &PluginName) -> Result<(), PluginError> {
-        let too_many = || PluginError::TooMany { plugin: plugin.clone() };
+        let too_many = || PluginError::TooMany {
+            plugin: plugin.clone(),
+        };
         let total: usize = self.plugins.values().map(|v| v.all.len()).sum();
         let known = self.plugins.get(plugin);
         // Names count too: the number of a name's next version outlives its versions.
@@ -52,21 +57,31 @@ impl View {
     /// The topic in whose chain a version stands.
     fn attached_to(&self, plugin: &PluginName, version: u32) -> Option<String> {
         let uses = |entry: &&super::Entry| {
-            entry.row.chain.iter().any(|u| u.plugin == *plugin && u.version == Some(version))
+            entry
+                .row
+                .chain
+                .iter()
+                .any(|u| u.plugin == *plugin && u.version == Some(version))
         };
-        self.topics.values().find(uses).map(|entry| format!("topic {}", entry.row.name))
+        self.topics
+            .values()
+            .find(uses)
+            .map(|entry| format!("topic {}", entry.row.name))
     }
 
     fn find(&self, name: &PluginName, version: Option<u32>) -> Result<&PluginVersion, PluginError> {
         let unknown = || PluginError::Unknown(name.clone());
         let all = &self.plugins.get(name).ok_or_else(unknown)?.all;
         let (_, newest) = all.last_key_value().ok_or_else(unknown)?;
-        let Some(version) = version else { return Ok(newest) };
-        all.get(&version).ok_or_else(|| PluginError::UnknownVersion {
-            plugin: name.clone(),
-            version,
-            have: listed(all.keys()),
-        })
+        let Some(version) = version else {
+            return Ok(newest);
+        };
+        all.get(&version)
+            .ok_or_else(|| PluginError::UnknownVersion {
+                plugin: name.clone(),
+                version,
+                have: listed(all.keys()),
+            })
     }
 }
 
@@ -112,7 +127,10 @@ impl Catalog {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let view = self.view();
         let mut page: Vec<PluginVersion> = Vec::new();
-        for (name, versions) in view.plugins.range::<PluginName, _>((from, Bound::Unbounded)) {
+        for (name, versions) in view
+            .plugins
+            .range::<PluginName, _>((from, Bound::Unbounded))
+        {
             if versions.all.is_empty() || !wanted(name) {
                 continue;
             }
@@ -130,7 +148,9 @@ impl Catalog {
     /// When the store cannot be read, or has lost it.
     pub fn plugin_bytes(&self, digest: Digest) -> Result<Bytes, WireError> {
         let snapshot = self.store.snapshot().map_err(|e| read_error(&e))?;
-        let found = snapshot.get(Space::Blobs, &blob_key(&digest)).map_err(|e| read_error(&e))?;
+        let found = snapshot
+            .get(Space::Blobs, &blob_key(&digest))
+            .map_err(|e| read_error(&e))?;
         found.ok_or_else(|| {
             let text = format!("the component {digest:?} is not in the store; upload it again");
             WireError::new(ErrorCode::UnknownPlugin, text)
@@ -144,7 +164,14 @@ impl Catalog {
     /// [`PluginError::TooMany`] or [`PluginError::Storage`].
     pub async fn add_plugin(&self, new: NewPlugin) -> Result<PluginVersion, PluginError> {
         let _turn = self.changing.lock().await;
-        let NewPlugin { plugin, kind, digest, wasm, by, now_ms } = new;
+        let NewPlugin {
+            plugin,
+            kind,
+            digest,
+            wasm,
+            by,
+            now_ms,
+        } = new;
         let mut batch = WriteBatch::new();
         let next = {
             let view = self.view();
@@ -170,7 +197,11 @@ impl Catalog {
         };
         // Four thousand million uploads of one plugin are further away than the limits above.
         let after = next.saturating_add(1);
-        NextVersionRow { plugin: plugin.clone(), next: after }.put(&mut batch);
+        NextVersionRow {
+            plugin: plugin.clone(),
+            next: after,
+        }
+        .put(&mut batch);
         PluginRow(version.clone()).put(&mut batch);
         self.commit_plugin(&plugin, batch).await?;
         tracing::info!(%plugin, version = next, %kind, by = %version.uploaded_by, "stored");
@@ -181,9 +212,16 @@ impl Catalog {
         Ok(version)
     }
 
-    async fn commit_plugin(&self, plugin: &PluginName, batch: WriteBatch) -> Result<(), PluginError> {
+    async fn commit_plugin(
+        &self,
+        plugin: &PluginName,
+        batch: WriteBatch,
+    ) -> Result<(), PluginError> {
         let committed = self.store.commit(batch).await;
-        let storage = |source| PluginError::Storage { plugin: plugin.clone(), source };
+        let storage = |source| PluginError::Storage {
+            plugin: plugin.clone(),
+            source,
+        };
         committed.map(drop).map_err(storage)
     }
 
@@ -209,9 +247,15 @@ impl Catalog {
             };
             for version in &going {
                 let number = version.version;
-                let by = view.attached_to(name, number).or_else(|| used_elsewhere(name, number));
+                let by = view
+                    .attached_to(name, number)
+                    .or_else(|| used_elsewhere(name, number));
                 if let Some(by) = by {
-                    return Err(PluginError::InUse { plugin: name.clone(), version: number, by });
+                    return Err(PluginError::InUse {
+                        plugin: name.clone(),
+                        version: number,
+                        by,
+                    });
                 }
                 PluginRow(version.clone()).delete(&mut batch);
                 let stays = |v: &PluginVersion| v.plugin != *name || !going.contains(v);

@@ -55,10 +55,16 @@ pub(crate) trait Row: Serialize + DeserializeOwned {
                     let why = format!("{} bytes are left over", rest.len());
                     Err(RowError::Content { what, why })
                 }
-                Err(e) => Err(RowError::Content { what, why: e.to_string() }),
+                Err(e) => Err(RowError::Content {
+                    what,
+                    why: e.to_string(),
+                }),
             },
             Some((&found, _)) => Err(RowError::Version { what, found }),
-            None => Err(RowError::Content { what, why: "it is empty".into() }),
+            None => Err(RowError::Content {
+                what,
+                why: "it is empty".into(),
+            }),
         }
     }
 
@@ -198,7 +204,10 @@ impl Row for PluginRow {
     const WHAT: &'static str = "plugin";
     fn key(&self) -> Key {
         let name = self.0.plugin.as_str().as_bytes();
-        key(Self::TAG).push_bytes(name).push_bytes(&[0]).push_u32(self.0.version)
+        key(Self::TAG)
+            .push_bytes(name)
+            .push_bytes(&[0])
+            .push_u32(self.0.version)
     }
 }
 

@@ -77,7 +77,10 @@ impl Catalog {
 /// The next rows of a topic to remove. Blocking.
 fn next_step(store: &dyn Store, topic: u32) -> Result<Option<(Space, Range<Key>)>, ReadError> {
     let snapshot = store.snapshot()?;
-    let limit = ScanLimit { rows: DELETE_STEP_ROWS, bytes: DELETE_STEP_BYTES };
+    let limit = ScanLimit {
+        rows: DELETE_STEP_ROWS,
+        bytes: DELETE_STEP_BYTES,
+    };
     let spaces = [
         (Space::Records, record::range_topic(topic)),
         (Space::Producers, producer::range_topic(topic)),
@@ -89,7 +92,10 @@ fn next_step(store: &dyn Store, topic: u32) -> Result<Option<(Space, Range<Key>)
         let page = snapshot.scan(space, bounds, Direction::Forward, limit)?;
         if let Some(last) = page.rows.last() {
             // Up to and with the last: nothing sorts between a key and the same with a 0 behind.
-            return Ok(Some((space, range.start..last.key.clone().push_bytes(&[0]))));
+            return Ok(Some((
+                space,
+                range.start..last.key.clone().push_bytes(&[0]),
+            )));
         }
     }
     Ok(None)

@@ -36,9 +36,18 @@ impl Catalog {
         let topic = opening
             .await
             .map_err(|_| TopicError::Closing(name.clone()))?
-            .map_err(|source| TopicError::Read { name: name.clone(), source })?;
+            .map_err(|source| TopicError::Read {
+                name: name.clone(),
+                source,
+            })?;
         let chain = Vec::new();
-        let row = TopicRow { id, name: name.clone(), config, chain, chain_owner: None };
+        let row = TopicRow {
+            id,
+            name: name.clone(),
+            config,
+            chain,
+            chain_owner: None,
+        };
         let mut batch = WriteBatch::new();
         NextTopicRow { next: after }.put(&mut batch);
         row.put(&mut batch);
@@ -46,7 +55,10 @@ impl Catalog {
         *next = after;
         self.commit_topic(name, batch).await?;
         tracing::info!(topic = %name, partitions = row.config.partitions, "created");
-        let entry = Entry { topic: Arc::clone(&topic), row };
+        let entry = Entry {
+            topic: Arc::clone(&topic),
+            row,
+        };
         self.show().topics.insert(name.clone(), entry);
         Ok(topic)
     }
@@ -71,7 +83,10 @@ impl Catalog {
         batch: WriteBatch,
     ) -> Result<(), TopicError> {
         let committed = self.store.commit(batch).await;
-        committed.map(drop).map_err(|source| TopicError::Storage { name: name.clone(), source })
+        committed.map(drop).map_err(|source| TopicError::Storage {
+            name: name.clone(),
+            source,
+        })
     }
 
     /// Changes settings of a topic.
@@ -90,7 +105,11 @@ impl Catalog {
         check(name, &row.config)?;
         let wanted = row.config.partitions;
         if wanted < have {
-            return Err(TopicError::Shrink { name: name.clone(), have, wanted });
+            return Err(TopicError::Shrink {
+                name: name.clone(),
+                have,
+                wanted,
+            });
         }
         let more = u64::from(wanted - have);
         if self.view().partitions() + more > MAX_TOTAL_PARTITIONS {
@@ -101,7 +120,9 @@ impl Catalog {
         self.commit_topic(name, batch).await?;
         tracing::info!(topic = %name, "altered: {change:?}");
         topic.set_config(row.config.clone());
-        self.show().topics.insert(name.clone(), Entry { topic, row });
+        self.show()
+            .topics
+            .insert(name.clone(), Entry { topic, row });
         Ok(())
     }
 
@@ -112,7 +133,10 @@ impl Catalog {
     pub async fn delete_topic(&self, name: &TopicName) -> Result<(), TopicError> {
         let _turn = self.changing.lock().await;
         let Entry { topic, row } = self.view().entry(name)?.clone();
-        let doomed = DoomedRow { id: row.id, name: name.clone() };
+        let doomed = DoomedRow {
+            id: row.id,
+            name: name.clone(),
+        };
         let mut batch = WriteBatch::new();
         row.delete(&mut batch);
         doomed.put(&mut batch);
@@ -130,7 +154,10 @@ impl Catalog {
 }
 
 fn check(name: &TopicName, config: &TopicConfig) -> Result<(), TopicError> {
-    config.check().map_err(|why| TopicError::Setting { name: name.clone(), why })
+    config.check().map_err(|why| TopicError::Setting {
+        name: name.clone(),
+        why,
+    })
 }
 
 /// The settings with the change applied. Taken apart whole, so that a new setting cannot be

@@ -96,7 +96,10 @@ pub struct TransportConfig {
 
 impl Default for TransportConfig {
     fn default() -> Self {
-        Self { mtu: DEFAULT_MTU, max_connections: MAX_CONNECTIONS as u32 }
+        Self {
+            mtu: DEFAULT_MTU,
+            max_connections: MAX_CONNECTIONS as u32,
+        }
     }
 }
 
@@ -184,11 +187,15 @@ impl Config {
     /// [`ConfigError`] naming the file, and the key or line where it is one.
     pub fn load(file: impl AsRef<Path>) -> Result<Self, ConfigError> {
         let file = file.as_ref();
-        let text = std::fs::read_to_string(file)
-            .map_err(|source| ConfigError::Read { file: file.to_owned(), source })?;
+        let text = std::fs::read_to_string(file).map_err(|source| ConfigError::Read {
+            file: file.to_owned(),
+            source,
+        })?;
         let base = file.parent().unwrap_or(Path::new(""));
-        Self::from_toml(&text, base)
-            .map_err(|e| ConfigError::InFile { file: file.to_owned(), source: Box::new(e) })
+        Self::from_toml(&text, base).map_err(|e| ConfigError::InFile {
+            file: file.to_owned(),
+            source: Box::new(e),
+        })
     }
 
     /// Checks the text of a configuration; relative paths in it are relative to `base`.
@@ -196,8 +203,7 @@ impl Config {
     /// # Errors
     /// [`ConfigError::Syntax`] or [`ConfigError::Value`]: the first thing that is wrong.
     pub fn from_toml(text: &str, base: &Path) -> Result<Self, ConfigError> {
-        let raw: raw::Raw =
-            toml::from_str(text).map_err(|e| ConfigError::Syntax(e.to_string()))?;
+        let raw: raw::Raw = toml::from_str(text).map_err(|e| ConfigError::Syntax(e.to_string()))?;
         raw.check(base)
     }
 }

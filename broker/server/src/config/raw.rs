@@ -10,9 +10,7 @@ use millstream_plugin::EngineConfig;
 use millstream_plugin::limits::{Limits, MAX_INSTANCES};
 use serde::Deserialize;
 
-use super::{
-    Config, ConfigError, PluginsConfig, StorageConfig, TlsFiles, TransportConfig, millis,
-};
+use super::{Config, ConfigError, PluginsConfig, StorageConfig, TlsFiles, TransportConfig, millis};
 use crate::limits::{CACHE_MIB, CONNECTIONS, MTU, TAIL_MIB};
 
 #[derive(Debug, Deserialize)]
@@ -70,10 +68,22 @@ const DEFAULT_LISTEN: &str = "127.0.0.1:7440";
 
 impl Raw {
     pub(super) fn check(self, base: &Path) -> Result<Config, ConfigError> {
-        let Self { listen, data_dir, admins, tls, transport, storage, plugins } = self;
+        let Self {
+            listen,
+            data_dir,
+            admins,
+            tls,
+            transport,
+            storage,
+            plugins,
+        } = self;
         let listen = listen.unwrap_or_else(|| DEFAULT_LISTEN.to_owned());
         let listen = listen.parse().map_err(|_| {
-            value("listen", &listen, "it must be an IP address and a port, as 0.0.0.0:7440")
+            value(
+                "listen",
+                &listen,
+                "it must be an IP address and a port, as 0.0.0.0:7440",
+            )
         })?;
         if data_dir.as_os_str().is_empty() {
             return Err(value("data_dir", "", "it must name a directory"));
@@ -97,14 +107,21 @@ impl Raw {
 
 impl Tls {
     fn check(self, base: &Path) -> Result<TlsFiles, ConfigError> {
-        let Self { cert, key, client_ca, revocation_lists } = self;
+        let Self {
+            cert,
+            key,
+            client_ca,
+            revocation_lists,
+        } = self;
         let path = |name, path: PathBuf| {
             if path.as_os_str().is_empty() {
                 return Err(value(name, "", "it must name a PEM file"));
             }
             Ok(base.join(path))
         };
-        let lists = revocation_lists.into_iter().map(|list| path("tls.revocation_lists", list));
+        let lists = revocation_lists
+            .into_iter()
+            .map(|list| path("tls.revocation_lists", list));
         Ok(TlsFiles {
             cert: path("tls.cert", cert)?,
             key: path("tls.key", key)?,
@@ -116,7 +133,10 @@ impl Tls {
 
 impl Transport {
     fn check(self) -> Result<TransportConfig, ConfigError> {
-        let Self { mtu, max_connections } = self;
+        let Self {
+            mtu,
+            max_connections,
+        } = self;
         let default = TransportConfig::default();
         Ok(TransportConfig {
             mtu: number("transport.mtu", mtu, MTU, default.mtu)?,
@@ -132,10 +152,18 @@ impl Transport {
 
 impl Storage {
     fn check(self) -> Result<StorageConfig, ConfigError> {
-        let Self { cache_mib, tail_mib } = self;
+        let Self {
+            cache_mib,
+            tail_mib,
+        } = self;
         let default = StorageConfig::default();
         Ok(StorageConfig {
-            cache_bytes: mib("storage.cache_mib", cache_mib, CACHE_MIB, default.cache_bytes)?,
+            cache_bytes: mib(
+                "storage.cache_mib",
+                cache_mib,
+                CACHE_MIB,
+                default.cache_bytes,
+            )?,
             tail_bytes: mib("storage.tail_mib", tail_mib, TAIL_MIB, default.tail_bytes)?,
         })
     }
@@ -152,14 +180,28 @@ const LIMIT_KEYS: [(&str, &str); 5] = [
 
 impl Plugins {
     fn check(self) -> Result<PluginsConfig, ConfigError> {
-        let Self { instances, memory_mib, call_cpu_ms, init_cpu_ms, cpu_share } = self;
+        let Self {
+            instances,
+            memory_mib,
+            call_cpu_ms,
+            init_cpu_ms,
+            cpu_share,
+        } = self;
         let default = EngineConfig::default().instances;
-        let instances =
-            number("plugins.instances", instances, 1..=u64::from(MAX_INSTANCES), default)?;
+        let instances = number(
+            "plugins.instances",
+            instances,
+            1..=u64::from(MAX_INSTANCES),
+            default,
+        )?;
         let mut limits = Limits::default();
         let most = (millstream_plugin::limits::MAX_MEMORY_BYTES >> 20) as u64;
-        limits.memory_bytes =
-            mib("plugins.memory_mib", memory_mib, 1..=most, limits.memory_bytes)?;
+        limits.memory_bytes = mib(
+            "plugins.memory_mib",
+            memory_mib,
+            1..=most,
+            limits.memory_bytes,
+        )?;
         if memory_mib.is_some() {
             // The same headroom below the cap as the default has.
             limits.high_water_bytes = limits.memory_bytes / 4 * 3;
@@ -172,12 +214,19 @@ impl Plugins {
             let key = key.map_or("plugins", |(_, key)| key);
             value(key, &bad.given, &format!("it must be {}", bad.expected))
         })?;
-        Ok(PluginsConfig { engine: EngineConfig { instances }, limits })
+        Ok(PluginsConfig {
+            engine: EngineConfig { instances },
+            limits,
+        })
     }
 }
 
 fn value(key: &'static str, given: &str, expected: &str) -> ConfigError {
-    ConfigError::Value { key, given: format!("{given:?}"), expected: expected.to_owned() }
+    ConfigError::Value {
+        key,
+        given: format!("{given:?}"),
+        expected: expected.to_owned(),
+    }
 }
 
 fn within(key: &'static str, n: u64, range: &RangeInclusive<u64>) -> Result<u64, ConfigError> {
@@ -198,7 +247,9 @@ fn number<T: TryFrom<u64>>(
     range: RangeInclusive<u64>,
     default: T,
 ) -> Result<T, ConfigError> {
-    let Some(given) = given else { return Ok(default) };
+    let Some(given) = given else {
+        return Ok(default);
+    };
     let n = within(key, given, &range)?;
     T::try_from(n).map_err(|_| value(key, &n.to_string(), "it is too large for this machine"))
 }
@@ -210,6 +261,8 @@ fn mib(
     range: RangeInclusive<u64>,
     default: usize,
 ) -> Result<usize, ConfigError> {
-    let Some(given) = given else { return Ok(default) };
+    let Some(given) = given else {
+        return Ok(default);
+    };
     number(key, Some(given), range, 0).map(|mib: usize| mib << 20)
 }

@@ -24,7 +24,10 @@ fn refused(text: &str, expected: &str) {
 fn the_least_configuration_gets_the_defaults() {
     let config = read(LEAST).unwrap();
     let tls = TlsFiles::new("/etc/m/server.pem", "/keys/server.key", "/etc/m/ca.pem");
-    assert_eq!(config, Config::new("127.0.0.1:7440".parse().unwrap(), "/etc/m/data", tls));
+    assert_eq!(
+        config,
+        Config::new("127.0.0.1:7440".parse().unwrap(), "/etc/m/data", tls)
+    );
 }
 
 #[test]
@@ -57,11 +60,26 @@ fn every_key_reaches_its_place() {
     assert_eq!(config.listen, "[::1]:1".parse().unwrap());
     assert_eq!(config.admins, ["spiffe://d/ops/root".parse().unwrap()]);
     assert_eq!(config.tls.revocation_lists, [PathBuf::from("/etc/m/r")]);
-    assert_eq!(config.transport, TransportConfig { mtu: 6500, max_connections: 7 });
-    assert_eq!(config.storage, StorageConfig { cache_bytes: 9 << 20, tail_bytes: 10 << 20 });
+    assert_eq!(
+        config.transport,
+        TransportConfig {
+            mtu: 6500,
+            max_connections: 7
+        }
+    );
+    assert_eq!(
+        config.storage,
+        StorageConfig {
+            cache_bytes: 9 << 20,
+            tail_bytes: 10 << 20
+        }
+    );
     let PluginsConfig { engine, limits } = config.plugins;
     assert_eq!(engine.instances, 11);
-    assert_eq!((limits.memory_bytes, limits.high_water_bytes), (12 << 20, 9 << 20));
+    assert_eq!(
+        (limits.memory_bytes, limits.high_water_bytes),
+        (12 << 20, 9 << 20)
+    );
     assert_eq!((limits.call_cpu, limits.init_cpu), (millis(13), millis(14)));
     assert!((limits.cpu_share - 0.5).abs() < f64::EPSILON);
 }
@@ -74,10 +92,19 @@ fn an_unknown_key_is_refused_by_name() {
 
 #[test]
 fn a_value_out_of_range_is_refused_with_its_key_and_range() {
-    refused("[transport]\nmtu = 9000", "transport.mtu = 9000, but 1200 to 6500");
-    refused("[transport]\nmax_connections = 0", "transport.max_connections");
+    refused(
+        "[transport]\nmtu = 9000",
+        "transport.mtu = 9000, but 1200 to 6500",
+    );
+    refused(
+        "[transport]\nmax_connections = 0",
+        "transport.max_connections",
+    );
     refused("[storage]\ntail_mib = 0", "storage.tail_mib");
-    refused("[storage]\ncache_mib = 18446744073709551615", "storage.cache_mib");
+    refused(
+        "[storage]\ncache_mib = 18446744073709551615",
+        "storage.cache_mib",
+    );
     refused("[plugins]\ninstances = 1000000", "plugins.instances");
     refused("[plugins]\nmemory_mib = 100000", "plugins.memory_mib");
     refused("[plugins]\ncall_cpu_ms = 0", "plugins.call_cpu_ms");
@@ -86,9 +113,13 @@ fn a_value_out_of_range_is_refused_with_its_key_and_range() {
 
 #[test]
 fn what_is_not_an_address_or_a_principal_is_refused() {
-    let e = read(&format!("listen = \"localhost\"\n{LEAST}")).unwrap_err().to_string();
+    let e = read(&format!("listen = \"localhost\"\n{LEAST}"))
+        .unwrap_err()
+        .to_string();
     assert!(e.contains("listen") && e.contains("0.0.0.0:7440"), "{e}");
-    let e = read(&format!("admins = [\"root\"]\n{LEAST}")).unwrap_err().to_string();
+    let e = read(&format!("admins = [\"root\"]\n{LEAST}"))
+        .unwrap_err()
+        .to_string();
     assert!(e.contains("admins") && e.contains("spiffe://"), "{e}");
 }
 
@@ -97,10 +128,19 @@ fn a_file_is_named_in_its_errors() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("millstream.toml");
     let e = Config::load(&file).unwrap_err().to_string();
-    assert!(e.contains("cannot read") && e.contains("millstream.toml"), "{e}");
+    assert!(
+        e.contains("cannot read") && e.contains("millstream.toml"),
+        "{e}"
+    );
     std::fs::write(&file, "data_dir = 3").unwrap();
     let e = Config::load(&file).unwrap_err().to_string();
-    assert!(e.contains("millstream.toml") && e.contains("data_dir"), "{e}");
+    assert!(
+        e.contains("millstream.toml") && e.contains("data_dir"),
+        "{e}"
+    );
     std::fs::write(&file, LEAST).unwrap();
-    assert_eq!(Config::load(&file).unwrap().data_dir, dir.path().join("data"));
+    assert_eq!(
+        Config::load(&file).unwrap().data_dir,
+        dir.path().join("data")
+    );
 }

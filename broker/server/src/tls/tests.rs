@@ -45,7 +45,10 @@ fn good_files_give_a_strict_configuration() {
     let Dir { dir: _dir, files } = good();
     let config = server_config(&files).unwrap();
     assert_eq!(config.alpn_protocols, [ALPN]);
-    assert_eq!((config.send_tls13_tickets, config.max_early_data_size), (0, 0));
+    assert_eq!(
+        (config.send_tls13_tickets, config.max_early_data_size),
+        (0, 0)
+    );
     assert!(!config.ticketer.enabled() && !config.session_storage.can_cache());
     let suites = &config.crypto_provider().cipher_suites;
     assert_eq!(suites[0].suite(), CipherSuite::TLS13_AES_128_GCM_SHA256);
@@ -60,8 +63,14 @@ fn a_key_that_others_can_read_is_refused_with_the_remedy() {
     for mode in [0o644, 0o640, 0o604, 0o620] {
         let file = dir.path().join(format!("{mode:o}.key"));
         write_key(&file, &pem, mode);
-        let e = refused(&TlsFiles { key: file, ..files.clone() });
-        assert!(e.contains(&format!("{mode:o}")) && e.contains("chmod 600"), "{e}");
+        let e = refused(&TlsFiles {
+            key: file,
+            ..files.clone()
+        });
+        assert!(
+            e.contains(&format!("{mode:o}")) && e.contains("chmod 600"),
+            "{e}"
+        );
     }
 }
 
@@ -88,16 +97,25 @@ fn every_wrong_file_is_named() {
 #[test]
 fn a_key_of_another_certificate_is_refused() {
     let (one, other) = (good(), good());
-    let e = refused(&TlsFiles { key: other.files.key, ..one.files });
+    let e = refused(&TlsFiles {
+        key: other.files.key,
+        ..one.files
+    });
     assert!(e.contains("cannot be used together"), "{e}");
 }
 
 /// A self-signed certificate with these SAN URIs.
 fn certificate(uris: &[&str]) -> CertificateDer<'static> {
     let mut params = CertificateParams::new(vec!["client".into()]).unwrap();
-    let uris = uris.iter().map(|uri| SanType::URI((*uri).try_into().unwrap()));
+    let uris = uris
+        .iter()
+        .map(|uri| SanType::URI((*uri).try_into().unwrap()));
     params.subject_alt_names.extend(uris);
-    params.self_signed(&KeyPair::generate().unwrap()).unwrap().der().clone()
+    params
+        .self_signed(&KeyPair::generate().unwrap())
+        .unwrap()
+        .der()
+        .clone()
 }
 
 #[test]
@@ -108,8 +126,14 @@ fn the_principal_is_the_one_spiffe_uri() {
     assert_eq!(of(&[]), Err(NoIdentity::NotOneUri { found: 0 }));
     let two = ["spiffe://d/acme/a", "spiffe://d/acme/b"];
     assert_eq!(of(&two), Err(NoIdentity::NotOneUri { found: 2 }));
-    assert!(matches!(of(&["https://d/acme/a"]), Err(NoIdentity::NotPrincipal(_))));
-    assert!(matches!(of(&["spiffe://d/acme"]), Err(NoIdentity::NotPrincipal(_))));
+    assert!(matches!(
+        of(&["https://d/acme/a"]),
+        Err(NoIdentity::NotPrincipal(_))
+    ));
+    assert!(matches!(
+        of(&["spiffe://d/acme"]),
+        Err(NoIdentity::NotPrincipal(_))
+    ));
     assert_eq!(principal(&[]), Err(NoIdentity::NoCertificate));
     let wire = WireError::from(of(&[]).unwrap_err());
     assert_eq!(wire.code, ErrorCode::NoIdentity);

@@ -25,7 +25,9 @@ fn attach(chain: Uses, name: &str) -> Uses {
 }
 
 fn check(attached: &[&str], expected: &[&str]) {
-    let chain = attached.iter().fold(Vec::new(), |chain, name| attach(chain, name));
+    let chain = attached
+        .iter()
+        .fold(Vec::new(), |chain, name| attach(chain, name));
     let names: Vec<&str> = chain.iter().map(|u| u.plugin.local()).collect();
     assert_eq!(names, expected);
 }
@@ -40,7 +42,10 @@ fn a_partitioner_comes_last_and_takes_the_place_of_another() {
 fn a_plugin_that_is_attached_already_is_replaced_where_it_stands() {
     check(&["f1", "t1", "f2", "t1"], &["f1", "t1", "f2"]);
     let chain = vec![plugin("f1"), plugin("f2")];
-    let newer = PluginUse { version: Some(2), ..plugin("f1") };
+    let newer = PluginUse {
+        version: Some(2),
+        ..plugin("f1")
+    };
     let chain = placed(chain, newer, PluginKind::Filter, |u| Some(kind(&u.plugin)));
     assert_eq!((chain[0].version, chain.len()), (Some(2), 2));
 }
@@ -48,11 +53,15 @@ fn a_plugin_that_is_attached_already_is_replaced_where_it_stands() {
 #[test]
 fn a_version_of_another_kind_goes_where_its_kind_goes() {
     let chain = vec![plugin("f1"), plugin("f2")];
-    let now_partitioner = placed(chain, plugin("f1"), PluginKind::Partitioner, |u| Some(kind(&u.plugin)));
+    let now_partitioner = placed(chain, plugin("f1"), PluginKind::Partitioner, |u| {
+        Some(kind(&u.plugin))
+    });
     let names: Vec<&str> = now_partitioner.iter().map(|u| u.plugin.local()).collect();
     assert_eq!(names, ["f2", "f1"]);
     let chain = vec![plugin("f1"), plugin("p1")];
-    let now_filter = placed(chain, plugin("p1"), PluginKind::Filter, |u| Some(kind(&u.plugin)));
+    let now_filter = placed(chain, plugin("p1"), PluginKind::Filter, |u| {
+        Some(kind(&u.plugin))
+    });
     let names: Vec<&str> = now_filter.iter().map(|u| u.plugin.local()).collect();
     assert_eq!(names, ["f1", "p1"]);
 }

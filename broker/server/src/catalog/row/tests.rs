@@ -7,6 +7,7 @@ use std::sync::Arc;
 use millstream_proto::acl::{Effect, Operation, ResourceKind};
 use millstream_proto::pipeline::{ErrorPolicy, PluginKind};
 use millstream_store::{MemoryStore, Store};
+use proptest::collection::btree_map;
 use proptest::prelude::*;
 
 use super::*;
@@ -27,7 +28,10 @@ fn topic(id: u32, name: &str, config: BTreeMap<String, String>) -> TopicRow {
     TopicRow {
         id,
         name: name.parse().unwrap(),
-        config: TopicConfig { partitions: id, ..TopicConfig::default() },
+        config: TopicConfig {
+            partitions: id,
+            ..TopicConfig::default()
+        },
         chain: vec![plugin],
         chain_owner: Some(principal()),
     }
@@ -60,13 +64,23 @@ fn check<R: Row + PartialEq + Debug>(row: &R) {
     assert_eq!(row.key()[0], R::TAG);
     let bytes = row.encode();
     for cut in 0..bytes.len() {
-        assert!(R::decode(&bytes[..cut]).is_err(), "cut at {cut} of {}", bytes.len());
+        assert!(
+            R::decode(&bytes[..cut]).is_err(),
+            "cut at {cut} of {}",
+            bytes.len()
+        );
     }
     let longer = [&bytes[..], &[0]].concat();
     assert!(matches!(R::decode(&longer), Err(RowError::Content { .. })));
     let mut newer = bytes.to_vec();
     newer[0] = VERSION + 1;
-    assert_eq!(R::decode(&newer), Err(RowError::Version { what: R::WHAT, found: VERSION + 1 }));
+    assert_eq!(
+        R::decode(&newer),
+        Err(RowError::Version {
+            what: R::WHAT,
+            found: VERSION + 1
+        })
+    );
 }
 
 #[test]
@@ -85,7 +99,11 @@ fn no_two_kinds_share_a_tag() {
 proptest! {
     #[test]
     fn rows_round_trip(
-        id: u32, size: u64, name in name(), config: BTreeMap<String, String>, who in "[a-z]{1,9}",
+        id: u32,
+        size: u64,
+        name in name(),
+        config in btree_map("[a-z]{0,4}", ".{0,6}", 0..3),
+        who in "[a-z]{1,9}",
     ) {
         check(&NextTopicRow { next: id });
         check(&topic(id, &name, config));
@@ -115,15 +133,26 @@ async fn all_rows_of_a_kind_come_back_and_no_others() {
     let mut batch = WriteBatch::new();
     let count = SCAN_ROWS as u32 * 2 + 1;
     for id in 0..count {
-        DoomedRow { id, name: "acme/t".parse().unwrap() }.put(&mut batch);
+        DoomedRow {
+            id,
+            name: "acme/t".parse().unwrap(),
+        }
+        .put(&mut batch);
     }
     NextTopicRow { next: 9 }.put(&mut batch);
     rule("a", "b").put(&mut batch);
     store.commit(batch).await.unwrap();
     let snapshot = store.snapshot().unwrap();
-    let ids: Vec<u32> = all::<DoomedRow>(&*snapshot).unwrap().iter().map(|row| row.id).collect();
+    let ids: Vec<u32> = all::<DoomedRow>(&*snapshot)
+        .unwrap()
+        .iter()
+        .map(|row| row.id)
+        .collect();
     assert_eq!(ids, (0..count).collect::<Vec<_>>());
-    assert_eq!(all::<NextTopicRow>(&*snapshot).unwrap(), [NextTopicRow { next: 9 }]);
+    assert_eq!(
+        all::<NextTopicRow>(&*snapshot).unwrap(),
+        [NextTopicRow { next: 9 }]
+    );
     assert_eq!(all::<TopicRow>(&*snapshot).unwrap(), []);
 }
 
@@ -131,10 +160,19 @@ async fn all_rows_of_a_kind_come_back_and_no_others() {
 async fn a_row_at_the_key_of_another_is_noticed() {
     let store = MemoryStore::new().unwrap();
     let mut batch = WriteBatch::new();
-    let here = DoomedRow { id: 1, name: "acme/t".parse().unwrap() };
-    let there = DoomedRow { id: 2, ..here.clone() };
+    let here = DoomedRow {
+        id: 1,
+        name: "acme/t".parse().unwrap(),
+    };
+    let there = DoomedRow {
+        id: 2,
+        ..here.clone()
+    };
     batch.put(Space::Catalog, here.key(), there.encode());
     store.commit(batch).await.unwrap();
     let e = all::<DoomedRow>(&*store.snapshot().unwrap()).unwrap_err();
-    assert!(matches!(e, CatalogError::Row(RowError::Misplaced { .. })), "{e}");
+    assert!(
+        matches!(e, CatalogError::Row(RowError::Misplaced { .. })),
+        "{e}"
+    );
 }

@@ -1,0 +1,88 @@
+//! The broker's state, for its operator.
+
+use std::sync::Arc;
+
+use millstream_proto::WireError;
+use millstream_proto::message::{BrokerStatus, Response, ShardStatus};
+use millstream_store::Store;
+
+use crate::session::Peer;
+
+/// Answers a request for the status; admins only, since it tells about all tenants.
+pub(crate) fn answer(peer: &Peer) -> Result<Response, WireError> {
+    let broker = &peer.broker;
+    broker
+        .access
+        .check_admin(&peer.principal, "the broker's status")?;
+    let up_ms = broker.clock.now_ms().saturating_sub(broker.started_ms);
+    Ok(Response::Status(BrokerStatus {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        uptime_s: u64::try_from(up_ms / 1000).unwrap_or(0),
+        shards: vec![shard(0, &broker.store)],
+        connections: broker.endpoint.open_connections() as u64,
+        topics: broker.catalog.topics().len() as u64,
+        resident_bytes: resident_bytes(),
+    }))
+}
+
+fn shard(number: u32, store: &Arc<dyn Store>) -> ShardStatus {
+    let stats = store.stats();
+    let health = store.health();
+    let stopped = health.borrow().cause().map(ToString::to_string);
+    ShardStatus {
+        shard: number,
+        stopped,
+        file_bytes: stats.file_bytes,
+        commits: stats.commits,
+    }
+}
+
+/// Resident memory of this process in bytes; 0 where the system does not say.
+fn resident_bytes() -> u64 {
+    // From the kernel's memory, not from a disk: reading it does not block.
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    resident(&status).unwrap_or(0)
+}
+
+/// The resident memory in the text of `/proc/self/status`, in bytes.
+fn resident(status: &str) -> Option<u64> {
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib << 10)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a panic is a test's way to fail")]
+mod tests {
+    use millstream_store::{MemoryStore, StopCause};
+
+    use super::*;
+
+    #[test]
+    fn resident_memory_is_read_from_the_system_s_text() {
+        assert_eq!(
+            resident("Name:\tx\nVmRSS:\t    1234 kB\nThreads:\t1\n"),
+            Some(1234 << 10)
+        );
+        for odd in ["", "VmRSS:", "VmRSS: many kB", "VmRSS: 5 MB"] {
+            assert_eq!(resident(odd), None, "{odd:?}");
+        }
+        #[cfg(target_os = "linux")]
+        assert!(resident_bytes() > 1 << 20);
+    }
+
+    #[test]
+    fn a_stopped_shard_says_why() {
+        let memory = Arc::new(MemoryStore::new().unwrap());
+        let store = Arc::clone(&memory) as Arc<dyn Store>;
+        assert_eq!(shard(3, &store).stopped, None);
+        memory.fail(StopCause::DiskFull {
+            file: "shard-3".into(),
+            detail: "none left".into(),
+        });
+        let status = shard(3, &store);
+        assert!(status.stopped.unwrap().contains("shard-3"));
+    }
+}
