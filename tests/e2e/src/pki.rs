@@ -1,0 +1,118 @@
+//! Certificates for tests: an authority, a server, and clients of every kind.
+
+use std::path::{Path, PathBuf};
+
+use millstream::Identity;
+use rcgen::string::Ia5String;
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyPair, KeyUsagePurpose, SanType, date_time_ymd,
+};
+
+/// What a client's certificate says.
+#[derive(Clone, Debug)]
+pub struct Subject {
+    /// SAN URIs.
+    pub uris: Vec<String>,
+    /// Whether it may be used by a client.
+    pub client_auth: bool,
+    /// Whether its time is over.
+    pub expired: bool,
+}
+
+impl Subject {
+    /// `spiffe://test.local/<tenant>/<name>`, valid.
+    #[must_use]
+    pub fn of(tenant: &str, name: &str) -> Self {
+        let uris = vec![format!("spiffe://test.local/{tenant}/{name}")];
+        Self { uris, client_auth: true, expired: false }
+    }
+}
+
+/// An authority with its files in a directory.
+pub struct Pki {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+    dir: PathBuf,
+}
+
+impl Pki {
+    /// A new authority and a server certificate for `localhost`, written to `dir`.
+    #[must_use]
+    pub fn new(dir: &Path) -> Self {
+        let key = KeyPair::generate().expect("a key can be made");
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        params.distinguished_name.push(DnType::CommonName, "test authority");
+        let issuer = CertifiedIssuer::self_signed(params, key).expect("a certificate can be signed");
+        let pki = Self { issuer, dir: dir.to_owned() };
+        write(&pki.ca(), issuer_pem(&pki.issuer).as_bytes());
+        let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+        let mut server = CertificateParams::new(names).expect("the names are valid");
+        server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        let (cert, key) = pki.sign(server);
+        write(&pki.server_cert(), cert.as_bytes());
+        write(&pki.server_key(), key.as_bytes());
+        pki
+    }
+
+    /// File of the authority's certificate.
+    #[must_use]
+    pub fn ca(&self) -> PathBuf {
+        self.dir.join("ca.pem")
+    }
+
+    /// File of the server's certificate.
+    #[must_use]
+    pub fn server_cert(&self) -> PathBuf {
+        self.dir.join("server.pem")
+    }
+
+    /// File of the server's key.
+    #[must_use]
+    pub fn server_key(&self) -> PathBuf {
+        self.dir.join("server.key")
+    }
+
+    /// An identity signed by this authority, which trusts it too.
+    #[must_use]
+    pub fn client(&self, subject: &Subject) -> Identity {
+        let mut params = CertificateParams::default();
+        for uri in &subject.uris {
+            let uri = Ia5String::try_from(uri.as_str()).expect("a URI is ASCII");
+            params.subject_alt_names.push(SanType::URI(uri));
+        }
+        if subject.client_auth {
+            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        } else {
+            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::CodeSigning];
+        }
+        if subject.expired {
+            params.not_before = date_time_ymd(2020, 1, 1);
+            params.not_after = date_time_ymd(2020, 1, 2);
+        }
+        let (cert, key) = self.sign(params);
+        Identity::new(issuer_pem(&self.issuer).into_bytes(), cert.into_bytes(), key.into_bytes())
+    }
+
+    fn sign(&self, mut params: CertificateParams) -> (String, String) {
+        let key = KeyPair::generate().expect("a key can be made");
+        params.use_authority_key_identifier_extension = true;
+        let cert = params.signed_by(&key, &self.issuer).expect("a certificate can be signed");
+        (cert.pem(), key.serialize_pem())
+    }
+}
+
+fn issuer_pem(issuer: &CertifiedIssuer<'static, KeyPair>) -> String {
+    issuer.as_ref().pem()
+}
+
+/// Writes a file that only its owner can read.
+fn write(path: &Path, bytes: &[u8]) {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    let mut file = options.open(path).expect("the test's directory can be written");
+    file.write_all(bytes).expect("the test's directory has room");
+}

@@ -1,0 +1,4 @@
+//! End-to-end tests: real QUIC, real certificates, real redb files, real guests.
+#![allow(clippy::unwrap_used, reason = "a panic is a test's way to fail")]
+
+mod records;
