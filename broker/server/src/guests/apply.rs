@@ -32,15 +32,24 @@ impl Form {
     /// As the batch that the records came in.
     pub(crate) fn of(batch: &Batch) -> Self {
         let header = batch.header();
-        let stamp =
-            Stamp { producer: header.producer, epoch: header.epoch, sequence: header.sequence };
+        let stamp = Stamp {
+            producer: header.producer,
+            epoch: header.epoch,
+            sequence: header.sequence,
+        };
         let like = header.encoded_len().max(HEADER_LEN + header.plain_len());
-        Self { codec: header.codec, stamp, like }
+        Self {
+            codec: header.codec,
+            stamp,
+            like,
+        }
     }
 
     fn limit(&self, config: &TopicConfig) -> usize {
         let limit = self.like.max(DEFAULT_BATCH_BYTES);
-        limit.min(config.max_batch_bytes as usize).min(MAX_BATCH_BYTES)
+        limit
+            .min(config.max_batch_bytes as usize)
+            .min(MAX_BATCH_BYTES)
     }
 }
 
@@ -78,7 +87,11 @@ impl<'a> Placer<'a> {
             (Some(partition), _, _) | (None, Some(PartitionId(partition)), _) => partition,
             _ if self.partitions == 1 => 0,
             (None, None, Some(key)) if self.by_key => key_partition(key, self.partitions).0,
-            _ => self.turn.get_or_insert_with(|| self.topic.next_in_turn(self.partitions)).0,
+            _ => {
+                self.turn
+                    .get_or_insert_with(|| self.topic.next_in_turn(self.partitions))
+                    .0
+            }
         }
     }
 }
@@ -126,7 +139,12 @@ impl Assembler {
             let batch = builder.build(form.codec, form.stamp)?;
             let topic = &targets[pile.output as usize].topic;
             let partition = PartitionId(pile.partition);
-            let gone = || Halt::Fault(format!("topic {} has no partition {partition}", topic.name()));
+            let gone = || {
+                Halt::Fault(format!(
+                    "topic {} has no partition {partition}",
+                    topic.name()
+                ))
+            };
             appends.push(Append::to(topic, partition, batch).ok_or_else(gone)?);
             Ok::<_, Halt>(())
         };
@@ -141,7 +159,9 @@ impl Assembler {
                 Err(PushError::Full) => finish(pile, builder)?,
                 Err(error) => return Err(Halt::Batch(refused(&error, &record))),
             }
-            builder.push(&record).map_err(|error| refused(&error, &record))?;
+            builder
+                .push(&record)
+                .map_err(|error| refused(&error, &record))?;
         }
         for (pile, builder) in self.piles.iter().zip(&mut builders) {
             if !builder.is_empty() {
@@ -169,11 +189,17 @@ impl Assembler {
             let slots = &mut self.index[output as usize];
             let no_partition = || {
                 let topic = placer.topic.name();
-                Halt::Fault(format!("a record for partition {partition} of topic {topic}"))
+                Halt::Fault(format!(
+                    "a record for partition {partition} of topic {topic}"
+                ))
             };
             let slot = slots.get_mut(partition as usize).ok_or_else(no_partition)?;
             if *slot == 0 {
-                self.piles.push(Pile { output, partition, bytes: HEADER_LEN });
+                self.piles.push(Pile {
+                    output,
+                    partition,
+                    bytes: HEADER_LEN,
+                });
                 *slot = self.piles.len() as u32;
             }
             let pile = *slot - 1;
@@ -191,10 +217,15 @@ fn weight(records: &Records, index: usize) -> usize {
 
 fn refused(error: &PushError, record: &NewRecord<'_>) -> BatchError {
     match error {
-        PushError::RecordTooLarge { len, max } => {
-            BatchError::RecordTooLarge { index: 0, len: *len, max: *max }
-        }
-        PushError::Full => BatchError::TooLarge { len: record.size(), max: MAX_BATCH_BYTES },
+        PushError::RecordTooLarge { len, max } => BatchError::RecordTooLarge {
+            index: 0,
+            len: *len,
+            max: *max,
+        },
+        PushError::Full => BatchError::TooLarge {
+            len: record.size(),
+            max: MAX_BATCH_BYTES,
+        },
         PushError::Headers => BatchError::Malformed("a record has too many or too long headers"),
     }
 }
@@ -207,7 +238,9 @@ fn refused(error: &PushError, record: &NewRecord<'_>) -> BatchError {
 /// When a record fits no batch.
 pub(crate) fn view(records: &mut Records, codec: Codec) -> Result<Vec<Batch>, BatchError> {
     records.want_times();
-    let all = (0..records.len()).map(|index| weight(records, index)).sum::<usize>();
+    let all = (0..records.len())
+        .map(|index| weight(records, index))
+        .sum::<usize>();
     let mut builder = BatchBuilder::new((HEADER_LEN + all).min(MAX_BATCH_BYTES));
     let (mut views, mut last) = (Vec::new(), Offset(0));
     let mut headers: Vec<NewHeader<'_>> = Vec::new();
@@ -221,7 +254,9 @@ pub(crate) fn view(records: &mut Records, codec: Codec) -> Result<Vec<Batch>, Ba
             Err(PushError::Full) => views.push(builder.build(codec, Stamp::default())?),
             Err(error) => return Err(refused(&error, &record)),
         }
-        builder.push_at(last, &record).map_err(|error| refused(&error, &record))?;
+        builder
+            .push_at(last, &record)
+            .map_err(|error| refused(&error, &record))?;
     }
     if !builder.is_empty() {
         views.push(builder.build(codec, Stamp::default())?);

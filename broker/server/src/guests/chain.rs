@@ -7,9 +7,7 @@
 use std::sync::Arc;
 
 use millstream_core::pipeline::{Place, Step as Planned, plan};
-use millstream_plugin::{
-    EngineFault, Fault, Label, Outlet, Plugin, RunError, Runner, RunnerSpec,
-};
+use millstream_plugin::{EngineFault, Fault, Label, Outlet, Plugin, RunError, Runner, RunnerSpec};
 use millstream_proto::limits::MAX_PARTITIONS;
 use millstream_proto::message::PluginVersion;
 use millstream_proto::pipeline::{ErrorPolicy, PluginKind, PluginUse};
@@ -67,7 +65,9 @@ pub(crate) struct Blueprint {
 
 impl std::fmt::Debug for Blueprint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_list().entries(self.parts.iter().map(|part| &part.plugin_use.plugin)).finish()
+        f.debug_list()
+            .entries(self.parts.iter().map(|part| &part.plugin_use.plugin))
+            .finish()
     }
 }
 
@@ -83,12 +83,19 @@ impl Blueprint {
         uses: &[PluginUse],
         directory: &Arc<dyn Directory>,
     ) -> Result<Self, WireError> {
-        let versions =
-            uses.iter().map(|u| find(u, site, &**directory)).collect::<Result<Vec<_>, _>>()?;
-        let kinds: Vec<_> = versions.iter().map(|v| (v.plugin.clone(), v.kind)).collect();
+        let versions = uses
+            .iter()
+            .map(|u| find(u, site, &**directory))
+            .collect::<Result<Vec<_>, _>>()?;
+        let kinds: Vec<_> = versions
+            .iter()
+            .map(|v| (v.plugin.clone(), v.kind))
+            .collect();
         let steps = plan(site.place, &kinds)
             .map_err(|error| WireError::new(site.refusal, format!("{}: {error}", site.name)))?;
-        let last_transform = kinds.iter().rposition(|(_, kind)| *kind == PluginKind::Transform);
+        let last_transform = kinds
+            .iter()
+            .rposition(|(_, kind)| *kind == PluginKind::Transform);
         let mut parts = Vec::with_capacity(uses.len());
         for (index, (version, step)) in versions.iter().zip(&steps).enumerate() {
             let plugin = guests.load(version.digest, directory).await?;
@@ -97,7 +104,14 @@ impl Blueprint {
             // A subscription has no partitions to choose and no limits of its own.
             let is_last_transform =
                 last_transform == Some(index) && site.place != Place::Subscription;
-            parts.push(part(plugin, plugin_use, version, place, (step, site), is_last_transform));
+            parts.push(part(
+                plugin,
+                plugin_use,
+                version,
+                place,
+                (step, site),
+                is_last_transform,
+            ));
         }
         Ok(Self {
             guests: guests.clone(),
@@ -110,7 +124,10 @@ impl Blueprint {
 
     /// The plugins as attached, versions filled in.
     pub(crate) fn uses(&self) -> Vec<PluginUse> {
-        self.parts.iter().map(|part| part.plugin_use.clone()).collect()
+        self.parts
+            .iter()
+            .map(|part| part.plugin_use.clone())
+            .collect()
     }
 
     /// Whether partitions are chosen here, or records made: the producer's own choice of a
@@ -132,11 +149,19 @@ impl Blueprint {
         let mut steps = Vec::with_capacity(self.parts.len());
         for part in &self.parts {
             let mut step = self.step(part, partition)?;
-            step.start().await.map_err(|error| self.start_error(&error))?;
+            step.start()
+                .await
+                .map_err(|error| self.start_error(&error))?;
             steps.push(step);
         }
-        let source = Source { topic: self.input.clone(), partition };
-        Ok(Chain { steps, flow: Flow::new(source) })
+        let source = Source {
+            topic: self.input.clone(),
+            partition,
+        };
+        Ok(Chain {
+            steps,
+            flow: Flow::new(source),
+        })
     }
 
     fn start_error(&self, error: &RunError) -> WireError {
@@ -151,7 +176,10 @@ impl Blueprint {
     fn step(&self, part: &Part, partition: Option<PartitionId>) -> Result<Step, WireError> {
         let config = part.plugin_use.config.iter();
         let books = self.guests.books(&part.plugin_use.plugin);
-        let outlet = |name: &String| Outlet { name: name.clone(), partitions: MAX_PARTITIONS };
+        let outlet = |name: &String| Outlet {
+            name: name.clone(),
+            partitions: MAX_PARTITIONS,
+        };
         let spec = RunnerSpec {
             label: Label {
                 plugin: part.plugin_use.plugin.clone(),
@@ -162,7 +190,9 @@ impl Blueprint {
             tenant: self.tenant.clone(),
             inputs: vec![self.input.as_str().to_owned()],
             outputs: part.outputs.iter().map(outlet).collect(),
-            config: config.map(|(key, value)| (key.clone(), value.clone())).collect(),
+            config: config
+                .map(|(key, value)| (key.clone(), value.clone()))
+                .collect(),
             limits: self.guests.limits().clone(),
             log: Arc::clone(&books.log),
             counters: Arc::clone(&books.counters),
@@ -170,7 +200,11 @@ impl Blueprint {
         let plugin = Arc::clone(&part.plugin);
         let runner = Runner::new(self.guests.engine(), plugin, spec)
             .map_err(|bad| WireError::new(ErrorCode::Internal, bad.to_string()))?;
-        Ok(Step::new(runner, part.is_last_transform, part.plugin_use.on_error.clone()))
+        Ok(Step::new(
+            runner,
+            part.is_last_transform,
+            part.plugin_use.on_error.clone(),
+        ))
     }
 }
 
@@ -182,9 +216,19 @@ fn part(
     (step, site): (&Planned, Site<'_>),
     is_last_transform: bool,
 ) -> Part {
-    let plugin_use = PluginUse { version: Some(version.version), ..plugin_use };
+    let plugin_use = PluginUse {
+        version: Some(version.version),
+        ..plugin_use
+    };
     let (version, outputs) = (version.version, step.outputs(site.place));
-    Part { plugin, plugin_use, version, place, outputs, is_last_transform }
+    Part {
+        plugin,
+        plugin_use,
+        version,
+        place,
+        outputs,
+        is_last_transform,
+    }
 }
 
 /// The version that is meant, and whether the use of it can work at all.
@@ -193,13 +237,19 @@ fn find(
     site: Site<'_>,
     directory: &dyn Directory,
 ) -> Result<PluginVersion, WireError> {
-    let PluginUse { plugin, version, on_error, .. } = plugin_use;
+    let PluginUse {
+        plugin,
+        version,
+        on_error,
+        ..
+    } = plugin_use;
     plugin_use
         .check()
         .map_err(|error| WireError::new(site.refusal, format!("{}: {error}", site.name)))?;
     if let ErrorPolicy::DeadLetter(topic) = on_error {
         if directory.topic(topic).is_none() {
-            let text = format!("the dead-letter topic {topic} of {plugin} does not exist; create it");
+            let text =
+                format!("the dead-letter topic {topic} of {plugin} does not exist; create it");
             return Err(WireError::new(ErrorCode::UnknownTopic, text));
         }
         if matches!(site.place, Place::Pipeline(_)) && topic == site.input {

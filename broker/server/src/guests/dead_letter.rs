@@ -86,7 +86,9 @@ impl DeadLetters {
             // With its own headers if they fit, else with the cause alone, else without any.
             let forms = [&headers[..], &why[..], &[]];
             let mut forms = forms.map(|form| records.record(index, form)).into_iter();
-            let record = forms.find(fits).unwrap_or_else(|| records.record(index, &[]));
+            let record = forms
+                .find(fits)
+                .unwrap_or_else(|| records.record(index, &[]));
             self.add(topic, &record)?;
         }
         Ok(())
@@ -96,7 +98,8 @@ impl DeadLetters {
         let at = match self.open.iter().position(|(open, _)| open == topic) {
             Some(at) => at,
             None => {
-                self.open.push((topic.clone(), BatchBuilder::new(DEFAULT_BATCH_BYTES)));
+                self.open
+                    .push((topic.clone(), BatchBuilder::new(DEFAULT_BATCH_BYTES)));
                 self.open.len() - 1
             }
         };
@@ -124,7 +127,8 @@ impl DeadLetters {
     ) -> Result<(), Halt> {
         for (topic, mut builder) in self.open.drain(..) {
             if !builder.is_empty() {
-                self.done.push((topic, builder.build(Codec::None, Stamp::default())?));
+                self.done
+                    .push((topic, builder.build(Codec::None, Stamp::default())?));
             }
         }
         for (name, batch) in self.done.drain(..) {
@@ -175,28 +179,50 @@ mod tests {
         let mut builder = BatchBuilder::new(MAX_BATCH_BYTES);
         builder.push(record).unwrap();
         let mut records = Records::default();
-        records.load(&builder.build(Codec::None, Stamp::default()).unwrap(), base).unwrap();
+        records
+            .load(&builder.build(Codec::None, Stamp::default()).unwrap(), base)
+            .unwrap();
         records
     }
 
     fn dead(mut records: Records, partition: Option<u32>, error: &str) -> Vec<(String, Vec<u8>)> {
         let mut dead = DeadLetters::default();
-        let source =
-            Source { topic: "acme/in".parse().unwrap(), partition: partition.map(PartitionId) };
-        let cause = Cause { plugin: "acme/p version 2", error };
-        dead.push(&"acme/dead".parse().unwrap(), &mut records, 0..1, &source, cause).unwrap();
+        let source = Source {
+            topic: "acme/in".parse().unwrap(),
+            partition: partition.map(PartitionId),
+        };
+        let cause = Cause {
+            plugin: "acme/p version 2",
+            error,
+        };
+        dead.push(
+            &"acme/dead".parse().unwrap(),
+            &mut records,
+            0..1,
+            &source,
+            cause,
+        )
+        .unwrap();
         assert_eq!(dead.count, 1);
         let batch = dead.open[0].1.build(Codec::None, Stamp::default()).unwrap();
         let body = batch.body().unwrap();
         let record = body.view().unwrap().records().next().unwrap();
         assert_eq!(record.timestamp, 7);
-        record.headers.map(|(name, value)| (name.to_owned(), value.to_vec())).collect()
+        record
+            .headers
+            .map(|(name, value)| (name.to_owned(), value.to_vec()))
+            .collect()
     }
 
     #[test]
     fn a_dead_letter_says_why_and_where_from() {
         let own: [NewHeader<'_>; 1] = [("own", b"1")];
-        let record = NewRecord { key: Some(b"k"), value: None, headers: &own, timestamp: 7 };
+        let record = NewRecord {
+            key: Some(b"k"),
+            value: None,
+            headers: &own,
+            timestamp: 7,
+        };
         let headers = dead(loaded(&record, Some(Offset(40))), Some(3), "no good");
         let expected = [
             ("own", "1"),
@@ -215,11 +241,19 @@ mod tests {
     #[test]
     fn a_record_without_room_for_the_cause_is_kept_all_the_same() {
         let own: Vec<NewHeader<'_>> = vec![("h", b""); MAX_RECORD_HEADERS];
-        let record = NewRecord { headers: &own, timestamp: 7, ..NewRecord::default() };
+        let record = NewRecord {
+            headers: &own,
+            timestamp: 7,
+            ..NewRecord::default()
+        };
         let headers = dead(loaded(&record, None), None, "why");
         assert_eq!(headers.len(), 3);
         let value = vec![0; MAX_RECORD_BYTES];
-        let record = NewRecord { value: Some(&value), timestamp: 7, ..NewRecord::default() };
+        let record = NewRecord {
+            value: Some(&value),
+            timestamp: 7,
+            ..NewRecord::default()
+        };
         assert_eq!(dead(loaded(&record, None), None, "why"), []);
     }
 }

@@ -31,9 +31,9 @@ use millstream_core::pipeline::Place;
 use millstream_plugin::{
     Counters, EngineFault, Limits, LogBook, LogLimits, OpenError, Plugin, PluginEngine, Registry,
 };
+use millstream_proto::acl::{Operation, ResourceKind};
 use millstream_proto::message::{Digest, LogLine};
 use millstream_proto::pipeline::{ErrorPolicy, PluginKind, PluginUse};
-use millstream_proto::acl::{Operation, ResourceKind};
 use millstream_proto::{ErrorCode, PluginName, Principal, TopicName, WireError};
 use millstream_store::Store;
 use tokio::sync::Semaphore;
@@ -92,7 +92,9 @@ struct Shared {
 
 impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Guests").field("registry", &self.registry).finish_non_exhaustive()
+        f.debug_struct("Guests")
+            .field("registry", &self.registry)
+            .finish_non_exhaustive()
     }
 }
 
@@ -122,7 +124,9 @@ impl Guests {
             books: Mutex::default(),
             compiling: Semaphore::new(1),
         };
-        Ok(Self { shared: Arc::new(shared) })
+        Ok(Self {
+            shared: Arc::new(shared),
+        })
     }
 
     /// Ends every chain and pipeline where it waits, and the thread.
@@ -163,7 +167,12 @@ impl Guests {
         &self,
         wasm: impl FnOnce() -> Result<Bytes, WireError> + Send + 'static,
     ) -> Result<Arc<Plugin>, WireError> {
-        let _turn = self.shared.compiling.acquire().await.map_err(|_| closing())?;
+        let _turn = self
+            .shared
+            .compiling
+            .acquire()
+            .await
+            .map_err(|_| closing())?;
         let shared = Arc::clone(&self.shared);
         let compile = move || {
             let refused = |refusal: millstream_plugin::Refusal| {
@@ -171,7 +180,10 @@ impl Guests {
             };
             shared.registry.load(&wasm()?).map_err(refused)
         };
-        self.thread().spawn_blocking(compile).await.map_err(|_| closing())?
+        self.thread()
+            .spawn_blocking(compile)
+            .await
+            .map_err(|_| closing())?
     }
 
     /// The plugin with this digest: from memory, or from the catalogue's bytes.
@@ -188,11 +200,18 @@ impl Guests {
     }
 
     pub(crate) fn books(&self, plugin: &PluginName) -> Books {
-        let mut books = self.shared.books.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut books = self
+            .shared
+            .books
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let open = || {
             let clock = self.shared.clock.clone();
             let log = LogBook::new(LogLimits::default(), Arc::new(move || clock.now_ms()));
-            Books { log: Arc::new(log), counters: Arc::default() }
+            Books {
+                log: Arc::new(log),
+                counters: Arc::default(),
+            }
         };
         books.entry(plugin.clone()).or_insert_with(open).clone()
     }
@@ -201,7 +220,11 @@ impl Guests {
     /// page. A plugin that has not run since the broker started has none.
     #[must_use]
     pub fn log(&self, plugin: &PluginName, from: u64, max: usize) -> Vec<LogLine> {
-        let books = self.shared.books.lock().unwrap_or_else(PoisonError::into_inner);
+        let books = self
+            .shared
+            .books
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let Some(log) = books.get(plugin).map(|books| Arc::clone(&books.log)) else {
             return Vec::new();
         };
@@ -213,7 +236,11 @@ impl Guests {
     /// Forgets the log and the counters of a plugin that was deleted. Chains that still hold them
     /// write into the void.
     pub fn forget(&self, plugin: &PluginName) {
-        self.shared.books.lock().unwrap_or_else(PoisonError::into_inner).remove(plugin);
+        self.shared
+            .books
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(plugin);
     }
 
     /// Prepares a chain for a topic: loads its plugins, checks their order and starts an instance
@@ -279,7 +306,9 @@ impl Guests {
         directory: &Arc<dyn Directory>,
     ) -> Result<Arc<Blueprint>, WireError> {
         allow_dead_letters(owner, uses, &**directory)?;
-        Ok(Arc::new(Blueprint::draw(self, site, uses, directory).await?))
+        Ok(Arc::new(
+            Blueprint::draw(self, site, uses, directory).await?,
+        ))
     }
 }
 
@@ -289,13 +318,17 @@ pub(crate) fn allow_dead_letters(
     uses: &[PluginUse],
     directory: &dyn Directory,
 ) -> Result<(), WireError> {
-    uses.iter().try_for_each(|plugin_use| match &plugin_use.on_error {
-        ErrorPolicy::DeadLetter(topic) => {
-            directory.allow(who, Operation::Produce, ResourceKind::Topic, topic.as_str())
-        }
-        ErrorPolicy::Stop | ErrorPolicy::Skip => Ok(()),
-    })
+    uses.iter()
+        .try_for_each(|plugin_use| match &plugin_use.on_error {
+            ErrorPolicy::DeadLetter(topic) => {
+                directory.allow(who, Operation::Produce, ResourceKind::Topic, topic.as_str())
+            }
+            ErrorPolicy::Stop | ErrorPolicy::Skip => Ok(()),
+        })
 }
 
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a panic is a test's way to fail")]
+pub(crate) mod fixture;
 #[cfg(test)]
 mod tests;

@@ -104,14 +104,22 @@ impl Records {
             for span in more.spans.as_chunks::<SPAN>().0 {
                 let &[key, key_len, value, value_len, header, count] = span;
                 let header = header + first_header;
-                let span = [key + moved, key_len, value + moved, value_len, header, count];
+                let span = [
+                    key + moved,
+                    key_len,
+                    value + moved,
+                    value_len,
+                    header,
+                    count,
+                ];
                 self.columns.spans.extend_from_slice(&span);
             }
             for &[name, name_len, value, value_len] in more.headers.as_chunks::<HEADER>().0 {
                 let header = [name + moved, name_len, value + moved, value_len];
                 self.columns.headers.extend_from_slice(&header);
             }
-            self.source_times.extend(view.records().map(|record| record.timestamp));
+            self.source_times
+                .extend(view.records().map(|record| record.timestamp));
             self.loaded += view.len();
         }
         self.times = Times::Each;
@@ -120,8 +128,17 @@ impl Records {
     }
 
     fn clear(&mut self) {
-        let Self { data, columns, source, loaded, times, source_times, base, outputs, partitions } =
-            self;
+        let Self {
+            data,
+            columns,
+            source,
+            loaded,
+            times,
+            source_times,
+            base,
+            outputs,
+            partitions,
+        } = self;
         *data = Bytes::new();
         columns.spans.clear();
         columns.headers.clear();
@@ -180,7 +197,8 @@ impl Records {
 
     /// The offset of the loaded record that this one came from, if offsets are assigned.
     pub(crate) fn offset(&self, index: usize) -> Option<Offset> {
-        self.base.map(|base| base.plus(u64::from(self.source(index))))
+        self.base
+            .map(|base| base.plus(u64::from(self.source(index))))
     }
 
     /// The output that the record belongs to.
@@ -190,7 +208,10 @@ impl Records {
 
     /// The partition that a plugin chose for the record.
     pub(crate) fn partition(&self, index: usize) -> Option<u32> {
-        self.partitions.get(index).copied().filter(|&partition| partition != NONE)
+        self.partitions
+            .get(index)
+            .copied()
+            .filter(|&partition| partition != NONE)
     }
 
     /// Whether no plugin chose a partition for any record.
@@ -206,7 +227,11 @@ impl Records {
 
     /// Sets the partition of every record.
     pub(crate) fn place(&mut self, partitions: &[u32]) {
-        debug_assert_eq!(partitions.len(), self.len(), "one partition for each record");
+        debug_assert_eq!(
+            partitions.len(),
+            self.len(),
+            "one partition for each record"
+        );
         self.partitions.clear();
         self.partitions.extend_from_slice(partitions);
     }
@@ -222,7 +247,8 @@ impl Records {
         self.source_times.clear();
         // The same bytes were viewed when they were loaded.
         if let Ok(view) = body.view() {
-            self.source_times.extend(view.records().map(|record| record.timestamp));
+            self.source_times
+                .extend(view.records().map(|record| record.timestamp));
         }
         self.times = Times::Each;
     }
@@ -231,7 +257,11 @@ impl Records {
         match (self.columns.timestamps.get(index), &self.times) {
             (Some(&made), _) => made,
             (None, Times::Same(time)) => *time,
-            (None, _) => self.source_times.get(self.source(index) as usize).copied().unwrap_or(0),
+            (None, _) => self
+                .source_times
+                .get(self.source(index) as usize)
+                .copied()
+                .unwrap_or(0),
         }
     }
 
@@ -277,7 +307,11 @@ impl Records {
     }
 
     /// One record, with these headers; call [`Records::want_times`] before the first.
-    pub(crate) fn record<'a>(&'a self, index: usize, headers: &'a [NewHeader<'a>]) -> NewRecord<'a> {
+    pub(crate) fn record<'a>(
+        &'a self,
+        index: usize,
+        headers: &'a [NewHeader<'a>],
+    ) -> NewRecord<'a> {
         let &[key, key_len, value, value_len, ..] = self.span(index);
         NewRecord {
             key: self.optional(key, key_len),
@@ -354,19 +388,25 @@ impl Records {
             };
             let [key, key_len] = seen(needs.keys, key, key_len);
             let [value, value_len] = seen(needs.values, value, value_len);
-            let [header, count] =
-                if needs.headers { [header - first_header, count] } else { [0, 0] };
+            let [header, count] = if needs.headers {
+                [header - first_header, count]
+            } else {
+                [0, 0]
+            };
             *out = [key, key_len, value, value_len, header, count];
         }
         if needs.headers {
             let last = this.span(to - 1);
             let used = first_header as usize * HEADER..(last[4] + last[5]) as usize * HEADER;
-            let moved = |&[n, n_len, v, v_len]: &[u32; HEADER]| [n - start, n_len, v - start, v_len];
+            let moved =
+                |&[n, n_len, v, v_len]: &[u32; HEADER]| [n - start, n_len, v - start, v_len];
             let entries = this.columns.headers[used].as_chunks::<HEADER>().0;
             scratch.headers.extend(entries.iter().flat_map(moved));
         }
         if needs.timestamps {
-            scratch.timestamps.extend((from..to).map(|index| this.time(index)));
+            scratch
+                .timestamps
+                .extend((from..to).map(|index| this.time(index)));
         }
         if needs.offsets
             && let Some(base) = this.base
@@ -375,7 +415,9 @@ impl Records {
             scratch.offsets.extend((from..to).map(offset));
         }
         if weigh && !(needs.keys && needs.values && needs.headers) {
-            scratch.sizes.extend((from..to).map(|index| this.size(index) as u32));
+            scratch
+                .sizes
+                .extend((from..to).map(|index| this.size(index) as u32));
         }
         Columns {
             input: 0,
@@ -405,7 +447,9 @@ impl Records {
             if !keep(index) {
                 continue;
             }
-            self.columns.spans.copy_within(index * SPAN..(index + 1) * SPAN, kept * SPAN);
+            self.columns
+                .spans
+                .copy_within(index * SPAN..(index + 1) * SPAN, kept * SPAN);
             self.source[kept] = self.source[index];
             for column in [&mut self.outputs, &mut self.partitions] {
                 if !column.is_empty() {
@@ -439,7 +483,13 @@ impl Records {
 
 /// Fills the columns with everything, absent pieces in their places.
 fn fill(columns: &mut batch::Columns, view: &BatchView<'_>) {
-    columns.fill(view, Wanted { headers: true, ..Wanted::default() });
+    columns.fill(
+        view,
+        Wanted {
+            headers: true,
+            ..Wanted::default()
+        },
+    );
     if columns.headers.is_empty() {
         return;
     }
@@ -451,8 +501,13 @@ fn fill(columns: &mut batch::Columns, view: &BatchView<'_>) {
         span[2] = at + present(span[1]);
         at = span[2] + present(span[3]);
         let first = span[4] as usize * HEADER;
-        let entries = headers[first..first + span[5] as usize * HEADER].as_chunks::<HEADER>().0;
-        at += entries.iter().map(|header| header[1] + header[3]).sum::<u32>();
+        let entries = headers[first..first + span[5] as usize * HEADER]
+            .as_chunks::<HEADER>()
+            .0;
+        at += entries
+            .iter()
+            .map(|header| header[1] + header[3])
+            .sum::<u32>();
     }
 }
 
@@ -468,7 +523,13 @@ pub(crate) struct Scratch {
 
 impl Scratch {
     fn clear(&mut self) {
-        let Self { spans, headers, timestamps, offsets, sizes } = self;
+        let Self {
+            spans,
+            headers,
+            timestamps,
+            offsets,
+            sizes,
+        } = self;
         spans.clear();
         headers.clear();
         timestamps.clear();
@@ -491,7 +552,15 @@ pub(crate) struct Made {
 
 impl Made {
     pub(crate) fn clear(&mut self) {
-        let Self { data, spans, headers, timestamps, source, outputs, partitions } = self;
+        let Self {
+            data,
+            spans,
+            headers,
+            timestamps,
+            source,
+            outputs,
+            partitions,
+        } = self;
         data.clear();
         spans.clear();
         headers.clear();
@@ -519,7 +588,12 @@ impl Made {
 
     /// Adds everything that one call made of the records from `from` on. Call
     /// [`Records::want_times`] first.
-    pub(crate) fn take(&mut self, records: &Records, from: usize, made: &millstream_plugin::Output) {
+    pub(crate) fn take(
+        &mut self,
+        records: &Records,
+        from: usize,
+        made: &millstream_plugin::Output,
+    ) {
         use millstream_plugin::{HeaderPiece, Piece};
         self.data.reserve(made.expanded_bytes() as usize);
         self.spans.reserve(made.len() * SPAN);
@@ -542,12 +616,16 @@ impl Made {
                 HeaderPiece::Keep => self.keep_headers(records, first, count),
                 HeaderPiece::New(headers) => {
                     let count = headers.iter().len() as u32;
-                    headers.iter().for_each(|(name, value)| self.header(name.as_bytes(), value));
+                    headers
+                        .iter()
+                        .for_each(|(name, value)| self.header(name.as_bytes(), value));
                     count
                 }
             };
-            self.spans.extend_from_slice(&[key, key_len, value, value_len, first_new, count]);
-            self.timestamps.push(new.timestamp.unwrap_or_else(|| records.time(index)));
+            self.spans
+                .extend_from_slice(&[key, key_len, value, value_len, first_new, count]);
+            self.timestamps
+                .push(new.timestamp.unwrap_or_else(|| records.time(index)));
             self.source.push(records.source(index));
             self.outputs.push(new.output);
             self.partitions.push(new.partition.unwrap_or(NONE));
@@ -558,7 +636,10 @@ impl Made {
         let first = first as usize * HEADER;
         let entries = &records.columns.headers[first..first + count as usize * HEADER];
         for &[name, name_len, value, value_len] in entries.as_chunks::<HEADER>().0 {
-            self.header(records.piece(name, name_len), records.piece(value, value_len));
+            self.header(
+                records.piece(name, name_len),
+                records.piece(value, value_len),
+            );
         }
         count
     }
@@ -589,7 +670,10 @@ pub(crate) fn new_size(
     let headers = match new.headers {
         HeaderPiece::Keep if count == 0 => 0,
         HeaderPiece::Keep => records.size(index) - key - value,
-        HeaderPiece::New(headers) => headers.iter().map(|(name, value)| name.len() + value.len()).sum(),
+        HeaderPiece::New(headers) => headers
+            .iter()
+            .map(|(name, value)| name.len() + value.len())
+            .sum(),
     };
     piece(new.key, key) + piece(new.value, value) + headers
 }

@@ -21,8 +21,10 @@ pub(crate) struct Bounds {
 
 impl Bounds {
     /// Of an output that is only the way to the next step.
-    pub(crate) const NEXT: Self =
-        Self { partitions: MAX_PARTITIONS, max_record_bytes: MAX_RECORD_BYTES };
+    pub(crate) const NEXT: Self = Self {
+        partitions: MAX_PARTITIONS,
+        max_record_bytes: MAX_RECORD_BYTES,
+    };
 }
 
 /// One batch on its way through the steps.
@@ -95,7 +97,11 @@ fn blame(error: RunError) -> Result<Blame, Halt> {
 
 impl Step {
     pub(crate) fn new(runner: Runner, is_last_transform: bool, on_error: ErrorPolicy) -> Self {
-        let name = format!("{} version {}", runner.label().plugin, runner.label().version);
+        let name = format!(
+            "{} version {}",
+            runner.label().plugin,
+            runner.label().version
+        );
         Self {
             kind: runner.kind(),
             runner,
@@ -138,7 +144,11 @@ impl Step {
                 self.assign(flow, partitions).await
             }
             PluginKind::Transform => {
-                let outputs = if self.is_last_transform { outputs } else { &[Bounds::NEXT] };
+                let outputs = if self.is_last_transform {
+                    outputs
+                } else {
+                    &[Bounds::NEXT]
+                };
                 self.transform(flow, outputs).await
             }
             PluginKind::Processor => Err(Halt::Fault(format!("{} is a processor", self.name))),
@@ -160,12 +170,17 @@ impl Step {
                 Err(error) => self.fail(flow, at..end, error, &mut bad)?,
             }
         }
-        if self.verdicts.iter().all(|&verdict| verdict == Verdict::Keep) {
+        if self
+            .verdicts
+            .iter()
+            .all(|&verdict| verdict == Verdict::Keep)
+        {
             return Ok(());
         }
         self.bury(flow)?;
         let verdicts = &self.verdicts;
-        flow.records.retain(|index| verdicts[index] == Verdict::Keep);
+        flow.records
+            .retain(|index| verdicts[index] == Verdict::Keep);
         Ok(())
     }
 
@@ -173,10 +188,19 @@ impl Step {
     fn bury(&mut self, flow: &mut Flow) -> Result<(), BatchError> {
         let dead = |index: &usize| self.verdicts[*index] == Verdict::DeadLetter;
         let indices = (0..self.verdicts.len()).filter(dead);
-        let Flow { records, dead, source, skipped, .. } = flow;
+        let Flow {
+            records,
+            dead,
+            source,
+            skipped,
+            ..
+        } = flow;
         match &self.on_error {
             ErrorPolicy::DeadLetter(topic) => {
-                let cause = Cause { plugin: &self.name, error: "the filter's verdict" };
+                let cause = Cause {
+                    plugin: &self.name,
+                    error: "the filter's verdict",
+                };
                 dead.push(topic, records, indices, source, cause)
             }
             // Without a topic for them dead letters are dropped, and counted.
@@ -242,7 +266,9 @@ impl Step {
         outputs: &[Bounds],
     ) -> Option<Blame> {
         let name = self.runner.label();
-        let bytes = made.expanded_bytes().saturating_add(self.made.bytes() as u64);
+        let bytes = made
+            .expanded_bytes()
+            .saturating_add(self.made.bytes() as u64);
         if bytes > MAX_MADE_BYTES as u64 {
             return Some(Blame::Call(format!(
                 "{name}: made more than {MAX_MADE_BYTES} bytes of one batch"
@@ -253,7 +279,11 @@ impl Step {
                 "{name}: made more than {MAX_MADE_RECORDS} records of one batch"
             )));
         }
-        let least = outputs.iter().map(|output| output.max_record_bytes).min().unwrap_or(0);
+        let least = outputs
+            .iter()
+            .map(|output| output.max_record_bytes)
+            .min()
+            .unwrap_or(0);
         if made.expanded_bytes() <= least as u64 {
             return None;
         }
@@ -294,17 +324,35 @@ impl Step {
                 let index = call.start + index as usize;
                 // One by one is fine for a few; a plugin that calls everything bad must not make
                 // the broker call it once for every record.
-                let end =
-                    if *bad > MAX_BAD_RECORDS { flow.records.len() } else { index + 1 };
-                (if *bad > MAX_BAD_RECORDS { call.start } else { index }..end, error)
+                let end = if *bad > MAX_BAD_RECORDS {
+                    flow.records.len()
+                } else {
+                    index + 1
+                };
+                (
+                    if *bad > MAX_BAD_RECORDS {
+                        call.start
+                    } else {
+                        index
+                    }..end,
+                    error,
+                )
             }
         };
         match &self.on_error {
             ErrorPolicy::Stop => return Err(Halt::Stop(error)),
             ErrorPolicy::Skip => flow.skipped += range.len() as u64,
             ErrorPolicy::DeadLetter(topic) => {
-                let cause = Cause { plugin: &self.name, error: &error };
-                let Flow { records, dead, source, .. } = flow;
+                let cause = Cause {
+                    plugin: &self.name,
+                    error: &error,
+                };
+                let Flow {
+                    records,
+                    dead,
+                    source,
+                    ..
+                } = flow;
                 dead.push(topic, records, range.clone(), source, cause)?;
             }
         }
@@ -319,7 +367,9 @@ impl Step {
         to: usize,
     ) -> Result<Vec<Verdict>, RunError> {
         let needs = self.runner.needs().await?;
-        let columns = flow.records.columns(from, to, needs, false, &mut flow.scratch);
+        let columns = flow
+            .records
+            .columns(from, to, needs, false, &mut flow.scratch);
         self.runner.filter(&columns).await
     }
 
@@ -331,7 +381,9 @@ impl Step {
         partitions: u32,
     ) -> Result<Vec<u32>, RunError> {
         let needs = self.runner.needs().await?;
-        let columns = flow.records.columns(from, to, needs, false, &mut flow.scratch);
+        let columns = flow
+            .records
+            .columns(from, to, needs, false, &mut flow.scratch);
         self.runner.assign(&columns, partitions).await
     }
 
@@ -342,7 +394,9 @@ impl Step {
         to: usize,
     ) -> Result<Output, RunError> {
         let needs = self.runner.needs().await?;
-        let columns = flow.records.columns(from, to, needs, true, &mut flow.scratch);
+        let columns = flow
+            .records
+            .columns(from, to, needs, true, &mut flow.scratch);
         self.runner.transform(&columns).await
     }
 }

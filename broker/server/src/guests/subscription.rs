@@ -59,7 +59,13 @@ impl SubscriptionChain {
     ) -> Result<Self, WireError> {
         let chain = blueprint.raise(None).await?;
         let (jobs, queue) = mpsc::channel(CHAIN_QUEUE);
-        let actor = Actor { chain, directory, store, topic: topic.clone(), stopped: None };
+        let actor = Actor {
+            chain,
+            directory,
+            store,
+            topic: topic.clone(),
+            stopped: None,
+        };
         tokio::spawn(actor.serve(queue));
         Ok(Self { topic, jobs })
     }
@@ -70,14 +76,17 @@ impl SubscriptionChain {
     /// `PluginFailed` once a plugin with the policy `stop` has failed, `PluginRetry` when a plugin
     /// asks for the batch again, `Overloaded` when no instance is to be had, and the store's
     /// error when dead letters cannot be committed.
-    pub async fn run(
-        &self,
-        stored: Stored,
-        partition: PartitionId,
-    ) -> Result<Through, WireError> {
+    pub async fn run(&self, stored: Stored, partition: PartitionId) -> Result<Through, WireError> {
         let (answer, answered) = oneshot::channel();
         let gone = || WireError::new(ErrorCode::ShuttingDown, "the broker is shutting down");
-        self.jobs.send(Job { stored, partition, answer }).await.map_err(|_| gone())?;
+        self.jobs
+            .send(Job {
+                stored,
+                partition,
+                answer,
+            })
+            .await
+            .map_err(|_| gone())?;
         answered.await.map_err(|_| gone())?
     }
 }
@@ -94,7 +103,11 @@ struct Actor {
 impl Actor {
     async fn serve(mut self, mut queue: mpsc::Receiver<Job>) {
         while let Some(job) = next(&mut queue, &mut self.chain).await {
-            let Job { stored, partition, answer } = job;
+            let Job {
+                stored,
+                partition,
+                answer,
+            } = job;
             if answer.is_closed() {
                 continue;
             }
@@ -114,11 +127,7 @@ impl Actor {
         ))
     }
 
-    async fn pass(
-        &mut self,
-        stored: Stored,
-        partition: PartitionId,
-    ) -> Result<Through, WireError> {
+    async fn pass(&mut self, stored: Stored, partition: PartitionId) -> Result<Through, WireError> {
         let passed = self.filter(stored, partition).await;
         if let Err(Halt::Stop(why)) = &passed {
             self.stopped = Some(why.clone());
@@ -128,16 +137,14 @@ impl Actor {
         Ok(passed)
     }
 
-    async fn filter(
-        &mut self,
-        stored: Stored,
-        partition: PartitionId,
-    ) -> Result<Through, Halt> {
+    async fn filter(&mut self, stored: Stored, partition: PartitionId) -> Result<Through, Halt> {
         let flow = &mut self.chain.flow;
         flow.source.partition = Some(partition);
         flow.records.load(&stored.batch, Some(stored.base))?;
         let header = *stored.batch.header();
-        self.chain.run(header.base_timestamp, &[Bounds::NEXT]).await?;
+        self.chain
+            .run(header.base_timestamp, &[Bounds::NEXT])
+            .await?;
         let records = &mut self.chain.flow.records;
         if records.is_whole() {
             return Ok(Through::Whole(stored));

@@ -47,7 +47,10 @@ impl GuestThread {
                 runtime.shutdown_background();
             })?;
         let thread = Mutex::new(Some(thread));
-        Ok(Self { handle, inner: Arc::new(Inner { stop, thread }) })
+        Ok(Self {
+            handle,
+            inner: Arc::new(Inner { stop, thread }),
+        })
     }
 
     /// Starts a task on the thread.
@@ -75,7 +78,11 @@ impl GuestThread {
 impl Inner {
     fn stop(&self) {
         self.stop.send_replace(true);
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let thread = self
+            .thread
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         let Some(thread) = thread else { return };
         // The last handle may be dropped by a task, on the very thread to be joined.
         if thread.thread().id() != std::thread::current().id() && thread.join().is_err() {

@@ -73,7 +73,13 @@ impl TopicChain {
             stopped: Arc::clone(&stopped),
         };
         tokio::spawn(actor.serve(queue));
-        Ok(Self { topic, uses, routes, jobs, stopped })
+        Ok(Self {
+            topic,
+            uses,
+            routes,
+            jobs,
+            stopped,
+        })
     }
 
     /// A chain that could not be started and lets nothing pass: what stands before a topic when
@@ -84,7 +90,13 @@ impl TopicChain {
         // Nobody listens; nothing is sent because of `stopped`.
         let (jobs, _) = mpsc::channel(1);
         let stopped = Arc::new(OnceLock::from(why));
-        Arc::new(Self { topic: topic.clone(), uses, routes: true, jobs, stopped })
+        Arc::new(Self {
+            topic: topic.clone(),
+            uses,
+            routes: true,
+            jobs,
+            stopped,
+        })
     }
 
     /// The plugins as attached, versions filled in.
@@ -127,7 +139,12 @@ impl TopicChain {
             return Err(refusal(&Halt::Stop(why.clone()), &self.topic));
         }
         let (answer, answered) = oneshot::channel();
-        let job = Job { batch, wanted, topic: Arc::clone(topic), answer };
+        let job = Job {
+            batch,
+            wanted,
+            topic: Arc::clone(topic),
+            answer,
+        };
         let gone = || WireError::new(ErrorCode::ShuttingDown, "the broker is shutting down");
         self.jobs.send(job).await.map_err(|_| gone())?;
         answered.await.map_err(|_| gone())?
@@ -166,7 +183,12 @@ struct Actor {
 impl Actor {
     async fn serve(mut self, mut queue: mpsc::Receiver<Job>) {
         while let Some(job) = next(&mut queue, &mut self.chain).await {
-            let Job { batch, wanted, topic, answer } = job;
+            let Job {
+                batch,
+                wanted,
+                topic,
+                answer,
+            } = job;
             // Whoever asked may be gone; its batch must not be stored then.
             if answer.is_closed() {
                 continue;
@@ -197,22 +219,30 @@ impl Actor {
             partitions: topic.partitions().len() as u32,
             max_record_bytes: config.max_record_bytes as usize,
         };
-        self.chain.run(batch.header().base_timestamp, &[bounds]).await?;
+        self.chain
+            .run(batch.header().base_timestamp, &[bounds])
+            .await?;
         let mut appends = Vec::new();
         let flow = &mut self.chain.flow;
         let dropped = flow.records.lost();
         let records = &mut flow.records;
         let whole = match records.is_whole() {
             true if records.is_unplaced() => Some(wanted),
-            true => records.sole_partition().map(|partition| Some(PartitionId(partition))),
+            true => records
+                .sole_partition()
+                .map(|partition| Some(PartitionId(partition))),
             false => None,
         };
         match whole {
             Some(to) => pass_on(&batch, to, topic, &mut appends)?,
             None => {
-                let target = Target { topic: Arc::clone(topic), wanted };
+                let target = Target {
+                    topic: Arc::clone(topic),
+                    wanted,
+                };
                 let form = Form::of(&batch);
-                self.assembler.gather(records, &[target], form, &mut appends)?;
+                self.assembler
+                    .gather(records, &[target], form, &mut appends)?;
             }
         }
         if flow.dead.count > 0 {
@@ -236,7 +266,12 @@ fn pass_on(
         None => route::spread(batch, topic)?,
     };
     for (partition, batch) in parts {
-        let gone = || Halt::Fault(format!("topic {} has no partition {partition}", topic.name()));
+        let gone = || {
+            Halt::Fault(format!(
+                "topic {} has no partition {partition}",
+                topic.name()
+            ))
+        };
         appends.push(Append::to(topic, partition, batch).ok_or_else(gone)?);
     }
     Ok(())
