@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::cmd;
+use crate::demo;
 use crate::output::Output;
 
 /// Shown below every command's help.
@@ -123,12 +124,34 @@ impl Global {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Show the whole of it at work, in half a minute, and check it.
+    Demo(demo::DemoArgs),
+    /// Run a broker.
+    Serve(cmd::serve::ServeArgs),
     /// Make certificates for a broker and its clients.
     #[command(subcommand)]
     Pki(cmd::pki::PkiCommand),
+    /// Remember which broker to talk to, and as whom.
+    #[command(subcommand)]
+    Context(cmd::context::ContextCommand),
+    /// Show the broker's state.
+    Status,
+    /// Create, list, describe, alter and delete topics.
+    #[command(subcommand)]
+    Topic(cmd::topic::TopicCommand),
+    /// Write records, one for each line.
+    Produce(cmd::produce::ProduceArgs),
+    /// Read records.
+    Consume(cmd::consume::ConsumeArgs),
     /// Write, build, upload and use plugins.
     #[command(subcommand)]
     Plugin(cmd::plugin::PluginCommand),
+    /// Run plugins between topics, exactly once.
+    #[command(subcommand)]
+    Pipeline(cmd::pipeline::PipelineCommand),
+    /// Say who may do what.
+    #[command(subcommand)]
+    Acl(cmd::acl::AclCommand),
     /// Print the completion script of a shell.
     Completion(cmd::completion::CompletionArgs),
 }

@@ -32,8 +32,10 @@ pub(crate) struct CliError {
     pub(crate) message: String,
     /// What to do now, where there is something better than reading the message.
     pub(crate) next: Option<String>,
-    /// The reader of our output has gone; there is nobody to tell.
+    /// The reader of our output has gone; there is nobody to tell, and nothing failed.
     pub(crate) silent: bool,
+    /// The result says it already; only the exit code is left to give.
+    pub(crate) told: bool,
 }
 
 impl CliError {
@@ -44,6 +46,7 @@ impl CliError {
             message: message.to_string(),
             next: None,
             silent: false,
+            told: false,
         }
     }
 

@@ -7,20 +7,26 @@
 mod args;
 mod clock;
 mod cmd;
+mod demo;
 mod error;
+mod link;
 mod output;
+mod pipeline_file;
 mod pki;
+mod plugin_use;
 mod pointer;
 mod quantity;
 mod scaffold;
 mod table;
+mod view;
 
 use std::process::ExitCode;
 
 use clap::Parser;
+use tokio::runtime::Runtime;
 
-use crate::args::{Cli, Command};
-use crate::error::Outcome;
+use crate::args::{Cli, Command, Global};
+use crate::error::{CliError, Outcome};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -37,8 +43,35 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> Outcome {
     let global = &cli.global;
     match cli.command {
+        // These need no runtime, and some of them start processes.
         Command::Pki(command) => cmd::pki::run(global, command),
-        Command::Plugin(command) => cmd::plugin::run(global, command),
+        Command::Context(command) => cmd::context::run(global, command),
         Command::Completion(args) => cmd::completion::run(global, &args),
+        command => runtime()?.block_on(run_async(global, command)),
     }
+}
+
+async fn run_async(global: &Global, command: Command) -> Outcome {
+    // Each command's future is boxed: the largest would set the size of all.
+    match command {
+        Command::Demo(args) => Box::pin(demo::run(global, args)).await,
+        Command::Serve(args) => Box::pin(cmd::serve::run(global, args)).await,
+        Command::Status => Box::pin(cmd::status::run(global)).await,
+        Command::Topic(command) => Box::pin(cmd::topic::run(global, command)).await,
+        Command::Produce(args) => Box::pin(cmd::produce::run(global, args)).await,
+        Command::Consume(args) => Box::pin(cmd::consume::run(global, args)).await,
+        Command::Plugin(command) => Box::pin(cmd::plugin::run(global, command)).await,
+        Command::Pipeline(command) => Box::pin(cmd::pipeline::run(global, command)).await,
+        Command::Acl(command) => Box::pin(cmd::acl::run(global, command)).await,
+        Command::Pki(_) | Command::Context(_) | Command::Completion(_) => Ok(()),
+    }
+}
+
+/// One thread for the network and everything that waits: the client and the broker are both made
+/// for it.
+fn runtime() -> Outcome<Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| CliError::failure(format!("cannot start the runtime: {e}")))
 }

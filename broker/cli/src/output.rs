@@ -105,7 +105,7 @@ pub(crate) fn complain(line: &str) {
 
 /// Tells how the process ends badly.
 pub(crate) fn report(error: &CliError) {
-    if error.silent {
+    if error.silent || error.told {
         return;
     }
     complain(&format!("error: {}", error.message));

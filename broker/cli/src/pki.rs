@@ -23,6 +23,10 @@ pub(crate) use authority::PkiError;
 use authority::{Authority, Identity};
 use files::{create_directory, write_new};
 
+/// Tenant of the first administrator unless said otherwise.
+pub(crate) const ADMIN_TENANT: &str = "ops";
+/// Name of the first administrator unless said otherwise.
+pub(crate) const ADMIN_NAME: &str = "admin";
 /// Days that a client or server certificate is good for unless said otherwise.
 pub(crate) const DEFAULT_DAYS: u32 = 365;
 /// Days that an authority is good for.

@@ -39,10 +39,10 @@ pub(crate) struct InitArgs {
     #[arg(long = "host", value_name = "NAME")]
     hosts: Vec<String>,
     /// Tenant of the first administrator.
-    #[arg(long, default_value = "ops")]
+    #[arg(long, default_value = pki::ADMIN_TENANT)]
     tenant: String,
     /// Name of the first administrator.
-    #[arg(long, default_value = "admin", value_name = "NAME")]
+    #[arg(long, default_value = pki::ADMIN_NAME, value_name = "NAME")]
     admin: String,
     /// Days that the broker's and the administrator's certificates are good for.
     #[arg(long, default_value_t = DEFAULT_DAYS, value_parser = clap::value_parser!(u32).range(1..=MAX_DAYS))]
@@ -110,11 +110,23 @@ fn init(global: &Global, args: InitArgs) -> Outcome {
     let shown = dir.display();
     let sentence = format!(
         "made an authority, a broker's certificate and one for {principal} in {shown}\n\
-         next:\n  millstream serve --pki {shown} --data data\n  \
+         next:\n  millstream serve --pki {shown} --data data{}\n  \
          millstream context add local --pki {shown} --tenant {} --name {}",
-        request.tenant, request.admin
+        admin_option(&request, principal.as_str()),
+        request.tenant,
+        request.admin
     );
     global.output().done(&sentence, &made)
+}
+
+/// What `serve` has to be told about an administrator it would not expect.
+fn admin_option(request: &InitRequest, principal: &str) -> String {
+    let usual = request.tenant == pki::ADMIN_TENANT && request.admin == pki::ADMIN_NAME;
+    if usual {
+        String::new()
+    } else {
+        format!(" --admin {principal}")
+    }
 }
 
 fn issue(global: &Global, args: &IssueArgs) -> Outcome {
@@ -131,7 +143,7 @@ fn issue(global: &Global, args: &IssueArgs) -> Outcome {
     let sentence = format!(
         "issued {} for {principal}, good for {} days\n\
          next: give it rights, and use it\n  \
-         millstream acl grant {principal} --on topic '{tenant}/*' --allow describe,produce,consume\n  \
+         millstream acl grant {principal} --topic '{tenant}/*' --allow describe,produce,consume\n  \
          millstream context add {tenant}-{name} --pki {} --tenant {tenant} --name {name}",
         pair.certificate.display(),
         args.days,

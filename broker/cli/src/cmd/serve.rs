@@ -1,0 +1,194 @@
+//! `millstream serve`: the broker in this process, until a signal.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use millstream_broker::config::{ConfigError, TlsFiles};
+use millstream_broker::{Broker, Clock, Config, Running, StartError};
+use millstream_proto::Principal;
+use serde::Serialize;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use crate::args::Global;
+use crate::error::{CliError, Exit, Outcome};
+use crate::output::complain;
+use crate::pki::{self, Layout};
+
+/// Arguments of `serve`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The address that was bound is written to standard output as one line when the broker serves, the
+log to standard error; the variable RUST_LOG chooses what is logged. SIGTERM or SIGINT let clients
+finish and stop; a second signal stops at once, which loses nothing that was acknowledged.
+
+Examples:
+  millstream serve --pki pki --data data
+  millstream serve --config /etc/millstream/millstream.toml --log-format json")]
+pub(crate) struct ServeArgs {
+    /// The broker's configuration (TOML).
+    #[arg(long, value_name = "FILE", required_unless_present = "pki", conflicts_with_all = ["pki", "data", "listen", "admins"])]
+    config: Option<PathBuf>,
+    /// Without a configuration: take the certificates that `millstream pki init` made here.
+    #[arg(long, value_name = "DIR", requires = "data")]
+    pki: Option<PathBuf>,
+    /// Without a configuration: the directory of the store.
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Without a configuration: where to listen; port 0 lets the system choose one.
+    #[arg(long, value_name = "ADDRESS", default_value = crate::link::DEFAULT_ADDR)]
+    listen: SocketAddr,
+    /// Without a configuration: who may do everything; may be repeated. The tenant ops's admin of
+    /// the directory's trust domain unless given.
+    #[arg(long = "admin", value_name = "PRINCIPAL")]
+    admins: Vec<Principal>,
+    /// Write the address that was bound to this file too.
+    #[arg(long, value_name = "FILE")]
+    port_file: Option<PathBuf>,
+    /// How the log is written.
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+#[derive(Serialize)]
+struct Serving {
+    addr: SocketAddr,
+}
+
+/// Serves until a signal.
+pub(crate) async fn run(global: &Global, args: ServeArgs) -> Outcome {
+    start_log(global, args.log_format);
+    let config = configuration(&args)?;
+    let mut signals = Signals::listen()?;
+    let running = Broker::start(config, Clock::system())
+        .await
+        .map_err(explain_start)?;
+    announce(global, &running, args.port_file.as_deref())?;
+    let first = signals.next().await;
+    tracing::info!("{first}: finishing what is open; a second signal stops at once");
+    tokio::select! {
+        () = running.shutdown() => Ok(()),
+        second = signals.next() => {
+            complain(&format!("{second}: stopped at once"));
+            // Returning would wait for work on blocking threads to end.
+            std::process::exit(Exit::Failure as i32)
+        }
+    }
+}
+
+fn start_log(global: &Global, format: LogFormat) {
+    let default = if global.quiet { "warn" } else { "info" };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => log
+            .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+            .init(),
+        LogFormat::Json => log.json().init(),
+    }
+}
+
+fn configuration(args: &ServeArgs) -> Outcome<Config> {
+    if let Some(file) = &args.config {
+        return Config::load(file).map_err(|error| explain_config(error, file));
+    }
+    let (Some(dir), Some(data)) = (&args.pki, &args.data) else {
+        return Err(CliError::usage("give --config, or --pki and --data"));
+    };
+    let domain = pki::domain(dir).map_err(|error| {
+        CliError::usage(error).next(format!("make it: millstream pki init {}", dir.display()))
+    })?;
+    let layout = Layout::new(dir);
+    let (server, authority) = (layout.server(), layout.authority());
+    let tls = TlsFiles::new(server.certificate, server.key, authority.certificate);
+    let mut config = Config::new(args.listen, data, tls);
+    config.admins.clone_from(&args.admins);
+    if config.admins.is_empty() {
+        let (tenant, name) = (pki::ADMIN_TENANT, pki::ADMIN_NAME);
+        let admin = format!("spiffe://{domain}/{tenant}/{name}")
+            .parse()
+            .map_err(CliError::usage)?;
+        config.admins.push(admin);
+    }
+    Ok(config)
+}
+
+fn explain_config(error: ConfigError, file: &Path) -> CliError {
+    match &error {
+        ConfigError::Read { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+            CliError::new(Exit::NotFound, error)
+        }
+        _ => CliError::usage(error).next(format!("mend {}", file.display())),
+    }
+}
+
+fn explain_start(error: StartError) -> CliError {
+    let (exit, next) = match &error {
+        StartError::DataDir { .. } => (Exit::Failure, "check the directory and its permissions"),
+        StartError::Listen { .. } => (
+            Exit::Failure,
+            "another broker may be running there; choose another --listen",
+        ),
+        StartError::Tls(_) => (Exit::Usage, "make certificates with `millstream pki init`"),
+        _ => return CliError::failure(error),
+    };
+    CliError::new(exit, error).next(next)
+}
+
+/// The port file comes first: who waits for the line may read it.
+fn announce(global: &Global, running: &Running, port_file: Option<&Path>) -> Outcome {
+    let addr = running.local_addr();
+    if let Some(path) = port_file {
+        let mut beside = path.as_os_str().to_owned();
+        beside.push(".tmp");
+        let beside = PathBuf::from(beside);
+        // In one step: a reader sees the whole address or no file.
+        fs::write(&beside, format!("{addr}\n"))
+            .and_then(|()| fs::rename(&beside, path))
+            .map_err(|e| CliError::file("write", path, &e))?;
+    }
+    let out = global.output();
+    if out.json {
+        out.document(&Serving { addr })
+    } else {
+        out.line(&addr.to_string())
+    }
+}
+
+/// SIGTERM and SIGINT.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn listen() -> Outcome<Self> {
+        let on = |kind| {
+            signal(kind).map_err(|e| CliError::failure(format!("cannot listen for signals: {e}")))
+        };
+        Ok(Self {
+            terminate: on(SignalKind::terminate())?,
+            interrupt: on(SignalKind::interrupt())?,
+        })
+    }
+
+    /// The next signal's name.
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
