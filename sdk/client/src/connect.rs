@@ -15,12 +15,14 @@ use millstream_proto::version::{Hello, HelloOk};
 use millstream_proto::{ErrorClass, Principal};
 use quinn::{Connection, Endpoint, VarInt};
 use tokio::sync::{oneshot, watch};
+use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout};
 
 use crate::ambient::random_u64;
 use crate::config::{Checked, ClientConfig, Target};
 use crate::control::Control;
 use crate::error::ConnectError;
+use crate::liveness;
 use crate::retry::Attempts;
 use crate::stream::{self, StreamError};
 
@@ -64,6 +66,14 @@ pub(crate) struct Link {
     pub(crate) connection: Connection,
     pub(crate) control: Control,
     hello: HelloOk,
+    watch: AbortHandle,
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        // The watch holds the connection, which would otherwise not end with us.
+        self.watch.abort();
+    }
 }
 
 impl Link {
@@ -302,10 +312,12 @@ impl Inner {
         let hello = StreamOpen::Control(Hello::new(&self.config.software));
         let (send, reader, frame) = stream::open(&connection, &hello).await?;
         let hello: HelloOk = stream::decode(&frame)?;
+        let watch = tokio::spawn(liveness::watch(connection.clone())).abort_handle();
         Ok(Link {
             connection,
             control: Control::start(send, reader),
             hello,
+            watch,
         })
     }
 

@@ -321,10 +321,10 @@ impl Consumer {
 
     async fn receive_or_reopen(&mut self) -> Option<Result<ConsumedBatch, ConsumeError>> {
         loop {
-            if !self.live {
-                if let Err(e) = self.open_or_wait().await {
-                    return Some(Err(e));
-                }
+            if !self.live
+                && let Err(e) = self.open_or_wait().await
+            {
+                return Some(Err(e));
             }
             let commit_at = self.commit_at();
             let next = self.subscriptions.next();

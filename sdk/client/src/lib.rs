@@ -45,6 +45,7 @@ mod consumer;
 mod contexts;
 mod control;
 mod error;
+mod liveness;
 mod producer;
 mod record;
 mod retry;
