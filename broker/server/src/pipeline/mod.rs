@@ -25,8 +25,7 @@ use millstream_proto::acl::{Operation, ResourceKind};
 use millstream_proto::limits::MAX_PAGE;
 use millstream_proto::pipeline::{PipelineInfo, PipelineProgress, PipelineSpec, PipelineState};
 use millstream_proto::{
-    ErrorCode, PartitionId, PipelineName, PluginName, Principal, Tenant, TopicName,
-    WireError,
+    ErrorCode, PartitionId, PipelineName, PluginName, Principal, Tenant, TopicName, WireError,
 };
 use millstream_store::{CommitError, Store, WriteBatch};
 
@@ -94,7 +93,8 @@ struct Parts {
 }
 
 fn unknown(name: &PipelineName) -> WireError {
-    let text = format!("there is no pipeline {name}; `millstream pipeline list` shows those there are");
+    let text =
+        format!("there is no pipeline {name}; `millstream pipeline list` shows those there are");
     WireError::new(ErrorCode::UnknownPipeline, text)
 }
 
@@ -131,9 +131,14 @@ impl Pipelines {
     /// As [`Pipelines::resume`], with what is needed of the broker.
     pub(crate) async fn open(&self, context: Context) -> Result<(), PipelineError> {
         let store = Arc::clone(&context.store);
-        let loaded = context.guests.thread().spawn_blocking(move || row::load(&*store.snapshot()?));
+        let loaded = context
+            .guests
+            .thread()
+            .spawn_blocking(move || row::load(&*store.snapshot()?));
         // It is lost only with the guest thread, and then there is nothing to run.
-        let Ok(loaded) = loaded.await else { return Ok(()) };
+        let Ok(loaded) = loaded.await else {
+            return Ok(());
+        };
         let (definitions, positions) = loaded?;
         if self.shared.context.set(context).is_err() {
             return Ok(());
@@ -144,7 +149,14 @@ impl Pipelines {
             own.for_each(|(key, at)| progress.reached(key.topic, key.partition, *at));
             let name = row.spec.name.clone();
             let progress = Arc::new(progress);
-            self.all().insert(name, Entry { row, progress, run: None });
+            self.all().insert(
+                name,
+                Entry {
+                    row,
+                    progress,
+                    run: None,
+                },
+            );
         }
         let names: Vec<_> = self.all().keys().cloned().collect();
         let _turn = self.shared.turn.lock().await;
@@ -156,7 +168,10 @@ impl Pipelines {
 
     fn all(&self) -> MutexGuard<'_, BTreeMap<PipelineName, Entry>> {
         // Valid after every statement.
-        self.shared.all.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared
+            .all
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn entry(&self, name: &PipelineName) -> Result<Entry, WireError> {
@@ -177,7 +192,8 @@ impl Pipelines {
         operation: Operation,
         name: &PipelineName,
     ) -> Result<(), WireError> {
-        self.directory()?.allow(who, operation, ResourceKind::Pipeline, name.as_str())
+        self.directory()?
+            .allow(who, operation, ResourceKind::Pipeline, name.as_str())
     }
 
     /// Creates a pipeline, or replaces its definition, as `who`. Positions in partitions that it
@@ -197,7 +213,10 @@ impl Pipelines {
         check_rights(&*self.directory()?, who, &spec)?;
         check_spec(&spec)?;
         let parts = self.find(&spec).await?;
-        let spec = PipelineSpec { steps: parts.blueprint.uses(), ..spec };
+        let spec = PipelineSpec {
+            steps: parts.blueprint.uses(),
+            ..spec
+        };
         self.try_out(&parts).await?;
         let _turn = self.shared.turn.lock().await;
         let name = spec.name.clone();
@@ -209,13 +228,25 @@ impl Pipelines {
             None => (self.next_id()?, PipelineState::Running, Arc::default()),
         };
         self.halt(&name).await;
-        let row = DefinitionRow { id, spec, owner: who.clone(), state };
+        let row = DefinitionRow {
+            id,
+            spec,
+            owner: who.clone(),
+            state,
+        };
         if let Err(error) = self.commit_new(&row, &progress, &parts.input).await {
             // It goes on as it was.
             self.start(&name).await;
             return Err(error);
         }
-        self.all().insert(name.clone(), Entry { row, progress, run: None });
+        self.all().insert(
+            name.clone(),
+            Entry {
+                row,
+                progress,
+                run: None,
+            },
+        );
         self.start(&name).await;
         drop(_turn);
         tracing::info!(pipeline = %name, by = %who, "applied");
@@ -225,7 +256,9 @@ impl Pipelines {
     fn next_id(&self) -> Result<u32, WireError> {
         let all = self.all();
         if all.len() >= MAX_PIPELINES {
-            let text = format!("the broker has {MAX_PIPELINES} pipelines, and that is the limit; delete some");
+            let text = format!(
+                "the broker has {MAX_PIPELINES} pipelines, and that is the limit; delete some"
+            );
             return Err(WireError::new(ErrorCode::InvalidPipeline, text));
         }
         // A deleted pipeline's positions are deleted with it, so its number is free.
@@ -243,13 +276,21 @@ impl Pipelines {
         let mut begin = Vec::new();
         for partition in input.partitions().iter() {
             if progress.position(input.id(), partition.id()).is_none() {
-                let at = if row.spec.from_latest { partition.end() } else { partition.start() };
+                let at = if row.spec.from_latest {
+                    partition.end()
+                } else {
+                    partition.start()
+                };
                 begin.push((partition.id(), at));
             }
         }
         let mut batch = WriteBatch::new();
         for &(partition, at) in &begin {
-            let key = PositionKey { pipeline: row.id, topic: input.id(), partition };
+            let key = PositionKey {
+                pipeline: row.id,
+                topic: input.id(),
+                partition,
+            };
             key.put(at, &mut batch);
         }
         self.commit(row, batch).await?;
@@ -322,7 +363,9 @@ impl Pipelines {
     }
 
     fn is_running(&self, name: &PipelineName) -> bool {
-        self.all().get(name).is_some_and(|entry| entry.run.is_some())
+        self.all()
+            .get(name)
+            .is_some_and(|entry| entry.run.is_some())
     }
 
     /// Deletes a pipeline with its positions. What it wrote stays.
@@ -368,13 +411,19 @@ impl Pipelines {
         let visible = |name: &PipelineName| {
             let kind = ResourceKind::Pipeline;
             tenant.is_none_or(|tenant| name.tenant_str() == tenant.as_str())
-                && directory.allow(who, Operation::Describe, kind, name.as_str()).is_ok()
+                && directory
+                    .allow(who, Operation::Describe, kind, name.as_str())
+                    .is_ok()
         };
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let entries: Vec<_> = {
             let all = self.all();
             let behind = all.range::<PipelineName, _>((from, Bound::Unbounded));
-            behind.filter(|(name, _)| visible(name)).take(MAX_PAGE).map(|(_, e)| e.clone()).collect()
+            behind
+                .filter(|(name, _)| visible(name))
+                .take(MAX_PAGE)
+                .map(|(_, e)| e.clone())
+                .collect()
         };
         let (mut infos, mut bytes) = (Vec::new(), 0);
         for entry in &entries {
@@ -396,7 +445,10 @@ impl Pipelines {
                 step.plugin == *plugin && (version.is_none() || step.version == version)
             })
         };
-        self.all().iter().find(|(_, entry)| uses(entry)).map(|(name, _)| name.clone())
+        self.all()
+            .iter()
+            .find(|(_, entry)| uses(entry))
+            .map(|(name, _)| name.clone())
     }
 
     fn info(&self, entry: &Entry) -> PipelineInfo {
@@ -431,13 +483,21 @@ impl Pipelines {
     async fn find(&self, spec: &PipelineSpec) -> Result<Parts, WireError> {
         let directory = self.directory()?;
         let topic = |name: &TopicName| {
-            let text = || format!("pipeline {}: topic {name} does not exist; create it first", spec.name);
+            let text = || {
+                format!(
+                    "pipeline {}: topic {name} does not exist; create it first",
+                    spec.name
+                )
+            };
             let found = directory.topic(name).filter(|topic| !topic.is_deleted());
             found.ok_or_else(|| WireError::new(ErrorCode::UnknownTopic, text()))
         };
         let input = topic(&spec.input)?;
         let target = |(_, name): &(String, TopicName)| {
-            Ok::<_, WireError>(Target { topic: topic(name)?, wanted: None })
+            Ok::<_, WireError>(Target {
+                topic: topic(name)?,
+                wanted: None,
+            })
         };
         let outputs = spec.outputs.iter().map(target).collect::<Result<_, _>>()?;
         let names: Vec<_> = spec.outputs.iter().map(|(name, _)| name.clone()).collect();
@@ -450,7 +510,11 @@ impl Pipelines {
         };
         let guests = &self.context()?.guests;
         let blueprint = Blueprint::draw(guests, site, &spec.steps, &directory).await?;
-        Ok(Parts { blueprint: Arc::new(blueprint), input, outputs })
+        Ok(Parts {
+            blueprint: Arc::new(blueprint),
+            input,
+            outputs,
+        })
     }
 
     /// Starts an instance of each plugin once, so that whoever applies a pipeline hears of a
@@ -458,18 +522,27 @@ impl Pipelines {
     async fn try_out(&self, parts: &Parts) -> Result<(), WireError> {
         let raise = Arc::clone(&parts.blueprint).raise(Some(PartitionId(0)));
         let raise = async move { raise.await.map(drop) };
-        self.context()?.guests.thread().spawn(raise).await.map_err(|_| closing())?
+        self.context()?
+            .guests
+            .thread()
+            .spawn(raise)
+            .await
+            .map_err(|_| closing())?
     }
 
     /// Starts a pipeline that is to run and does not. The caller has the turn.
     async fn start(&self, name: &PipelineName) {
-        let Some(Entry { row, progress, run }) = self.all().get(name).cloned() else { return };
+        let Some(Entry { row, progress, run }) = self.all().get(name).cloned() else {
+            return;
+        };
         if row.state != PipelineState::Running || run.is_some() {
             return;
         }
         let started = self.try_start(&row, progress).await;
         let mut all = self.all();
-        let Some(entry) = all.get_mut(name) else { return };
+        let Some(entry) = all.get_mut(name) else {
+            return;
+        };
         match started {
             Ok(run) => entry.run = Some(run),
             Err(error) => {
@@ -486,7 +559,11 @@ impl Pipelines {
         progress: Arc<Progress>,
     ) -> Result<Run, WireError> {
         let context = self.context()?;
-        let Parts { blueprint, input, outputs } = self.find(&row.spec).await?;
+        let Parts {
+            blueprint,
+            input,
+            outputs,
+        } = self.find(&row.spec).await?;
         let work = Arc::new(Work {
             id: row.id,
             spec: row.spec.clone(),
@@ -528,7 +605,9 @@ impl Pipelines {
         let _turn = self.shared.turn.lock().await;
         let failed = {
             let mut all = self.all();
-            let Some(entry) = all.get_mut(name) else { return };
+            let Some(entry) = all.get_mut(name) else {
+                return;
+            };
             if entry.run.as_ref().map(|run| run.number) != Some(run) {
                 return;
             }

@@ -33,7 +33,9 @@ pub(super) struct Counts {
 impl Progress {
     fn positions(&self) -> MutexGuard<'_, BTreeMap<(u32, PartitionId), Offset>> {
         // Valid after every statement.
-        self.positions.lock().unwrap_or_else(PoisonError::into_inner)
+        self.positions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The next offset to read, if it was ever written down.
@@ -48,7 +50,12 @@ impl Progress {
 
     /// A commit has become durable.
     pub(super) fn count(&self, counts: Counts) {
-        let Counts { records_in, records_out, dead_letters, skipped } = counts;
+        let Counts {
+            records_in,
+            records_out,
+            dead_letters,
+            skipped,
+        } = counts;
         self.records_in.fetch_add(records_in, Ordering::Relaxed);
         self.records_out.fetch_add(records_out, Ordering::Relaxed);
         self.dead_letters.fetch_add(dead_letters, Ordering::Relaxed);

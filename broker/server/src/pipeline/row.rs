@@ -13,9 +13,7 @@ use std::ops::Range;
 use bytes::{BufMut, BytesMut};
 use millstream_proto::pipeline::{PipelineSpec, PipelineState};
 use millstream_proto::{Offset, PartitionId, PipelineName, Principal};
-use millstream_store::{
-    Direction, Key, ReadError, Row, ScanLimit, Snapshot, Space, WriteBatch,
-};
+use millstream_store::{Direction, Key, ReadError, Row, ScanLimit, Snapshot, Space, WriteBatch};
 use serde::{Deserialize, Serialize};
 
 const DEFINITION: &[u8] = b"d";
@@ -34,7 +32,10 @@ pub struct RowError {
 }
 
 fn bad(key: &[u8], why: impl ToString) -> RowError {
-    RowError { what: key.escape_ascii().to_string(), why: why.to_string() }
+    RowError {
+        what: key.escape_ascii().to_string(),
+        why: why.to_string(),
+    }
 }
 
 /// What a pipeline is.
@@ -69,7 +70,10 @@ impl DefinitionRow {
             None => return Err(bad(&row.key, "it is empty")),
         };
         if decoded.spec.name.as_str().as_bytes() != name {
-            return Err(bad(&row.key, format!("it holds pipeline {}", decoded.spec.name)));
+            return Err(bad(
+                &row.key,
+                format!("it holds pipeline {}", decoded.spec.name),
+            ));
         }
         Ok(decoded)
     }
@@ -102,12 +106,21 @@ impl PositionKey {
 
     fn decode(row: &Row) -> Result<(Self, Offset), RowError> {
         let number = |at: usize| {
-            let field = row.key.get(at..at + 4).and_then(|field| field.first_chunk::<4>());
-            field.map(|field| u32::from_be_bytes(*field)).ok_or(bad(&row.key, "its key is short"))
+            let field = row
+                .key
+                .get(at..at + 4)
+                .and_then(|field| field.first_chunk::<4>());
+            field
+                .map(|field| u32::from_be_bytes(*field))
+                .ok_or(bad(&row.key, "its key is short"))
         };
         let at = POSITION.len();
         let (pipeline, topic, partition) = (number(at)?, number(at + 4)?, number(at + 8)?);
-        let key = Self { pipeline, topic, partition: PartitionId(partition) };
+        let key = Self {
+            pipeline,
+            topic,
+            partition: PartitionId(partition),
+        };
         let rest = match row.value.split_first() {
             Some((&VERSION, rest)) if row.key.len() == at + 12 => rest,
             _ => return Err(bad(&row.key, "unknown layout")),
@@ -197,7 +210,9 @@ mod tests {
     }
 
     fn commit(store: &dyn Store, batch: WriteBatch) {
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
         runtime.block_on(store.commit(batch)).unwrap();
     }
 
@@ -205,12 +220,20 @@ mod tests {
     fn deleting_takes_the_definition_and_its_positions_and_nothing_else() {
         let store = MemoryStore::new().unwrap();
         let mut batch = WriteBatch::new();
-        let rows = [definition("acme/a", 1), definition("acme/ab", 2), definition("b/a", u32::MAX)];
+        let rows = [
+            definition("acme/a", 1),
+            definition("acme/ab", 2),
+            definition("b/a", u32::MAX),
+        ];
         for row in &rows {
             row.put(&mut batch).unwrap();
             for (topic, partition) in [(0, 0), (7, 3), (u32::MAX, u32::MAX)] {
                 let partition = PartitionId(partition);
-                let key = PositionKey { pipeline: row.id, topic, partition };
+                let key = PositionKey {
+                    pipeline: row.id,
+                    topic,
+                    partition,
+                };
                 key.put(Offset(u64::from(row.id)), &mut batch);
             }
         }
@@ -222,7 +245,11 @@ mod tests {
             let (definitions, positions) = load(&*store.snapshot().unwrap()).unwrap();
             assert_eq!(definitions, rows[gone + 1..]);
             assert_eq!(positions.len(), 3 * definitions.len());
-            assert!(positions.iter().all(|(key, at)| at.0 == u64::from(key.pipeline)));
+            assert!(
+                positions
+                    .iter()
+                    .all(|(key, at)| at.0 == u64::from(key.pipeline))
+            );
         }
     }
 

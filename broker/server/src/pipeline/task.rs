@@ -8,18 +8,17 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use millstream_proto::acl::{Operation, ResourceKind};
+use millstream_proto::batch::Stamp;
 use millstream_proto::limits::MAX_RECORD_BYTES;
 use millstream_proto::pipeline::PipelineSpec;
 use millstream_proto::{Batch, ErrorCode, Offset, PartitionId, Principal, WireError};
-use millstream_proto::batch::Stamp;
 use millstream_store::{CommitError, Store, WriteBatch};
 
 use super::progress::{Counts, Progress};
 use super::row::PositionKey;
 use crate::gate::Gate;
 use crate::guests::{
-    Assembler, Blueprint, Bounds, Chain, Directory, Form, Halt, Records, Target,
-    allow_dead_letters,
+    Assembler, Blueprint, Bounds, Chain, Directory, Form, Halt, Records, Target, allow_dead_letters,
 };
 use crate::limits::{
     GUEST_IDLE, PIPELINE_COMMIT_BYTES, PIPELINE_MERGE_BYTES, PIPELINE_READ_BYTES,
@@ -68,7 +67,10 @@ impl Work {
         check_rights(&*directory, &self.owner, &self.spec)?;
         let topics = std::iter::once(&self.input).chain(self.outputs.iter().map(|o| &o.topic));
         match topics.into_iter().find(|topic| topic.is_deleted()) {
-            Some(topic) => Err(Failure::Lasting(format!("topic {} was deleted", topic.name()))),
+            Some(topic) => Err(Failure::Lasting(format!(
+                "topic {} was deleted",
+                topic.name()
+            ))),
             None => Ok(()),
         }
     }
@@ -84,7 +86,11 @@ impl Work {
     /// The rows of a commit: the new position, as durable as the outputs.
     fn rows(&self, appends: &[Append], partition: PartitionId, position: Offset) -> WriteBatch {
         let mut rows = WriteBatch::with_durability(durability(appends));
-        let key = PositionKey { pipeline: self.id, topic: self.input.id(), partition };
+        let key = PositionKey {
+            pipeline: self.id,
+            topic: self.input.id(),
+            partition,
+        };
         key.put(position, &mut rows);
         rows
     }
@@ -96,9 +102,8 @@ pub(super) fn check_rights(
     owner: &Principal,
     spec: &PipelineSpec,
 ) -> Result<(), WireError> {
-    let topic = |operation, name: &str| {
-        directory.allow(owner, operation, ResourceKind::Topic, name)
-    };
+    let topic =
+        |operation, name: &str| directory.allow(owner, operation, ResourceKind::Topic, name);
     topic(Operation::Consume, spec.input.as_str())?;
     spec.outputs
         .iter()
@@ -144,8 +149,17 @@ impl Task {
         let (topic, id) = (work.input.id(), partition.id());
         // Partitions that were there when the pipeline was applied have a row. One that was added
         // later is read from its first record: nothing was written to it before.
-        let position = work.progress.position(topic, id).unwrap_or_else(|| partition.start());
-        Self { work, partition, position, chain: None, assembler: Assembler::default() }
+        let position = work
+            .progress
+            .position(topic, id)
+            .unwrap_or_else(|| partition.start());
+        Self {
+            work,
+            partition,
+            position,
+            chain: None,
+            assembler: Assembler::default(),
+        }
     }
 
     /// Runs until the gate closes.
@@ -211,7 +225,11 @@ impl Task {
 
     /// What is there at the position, up to what one commit takes.
     async fn read(&mut self) -> Result<Vec<Stored>, Failure> {
-        let mut batches = match self.partition.read(self.position, PIPELINE_READ_BYTES).await {
+        let mut batches = match self
+            .partition
+            .read(self.position, PIPELINE_READ_BYTES)
+            .await
+        {
             Ok(batches) => batches,
             Err(ReadFault::OutOfRange { wanted, start, end }) if wanted < start => {
                 let (pipeline, input) = (&self.work.spec.name, self.work.input.name());
@@ -219,7 +237,9 @@ impl Task {
                 tracing::warn!(%pipeline, %input, %partition, "retention has removed offsets {wanted} to {start} unread; going on there");
                 self.position = start;
                 debug_assert!(start <= end, "a partition starts before it ends");
-                Box::pin(self.partition.read(start, PIPELINE_READ_BYTES)).await.map_err(fault)?
+                Box::pin(self.partition.read(start, PIPELINE_READ_BYTES))
+                    .await
+                    .map_err(fault)?
             }
             Err(error) => return Err(fault(error)),
         };
@@ -237,7 +257,13 @@ impl Task {
     /// Runs the batches through the chain: all of them, or fewer if they become too much for one
     /// commit.
     async fn transform(&mut self, batches: &[Stored]) -> Result<Output, Halt> {
-        let Self { work, partition, position, chain, assembler } = self;
+        let Self {
+            work,
+            partition,
+            position,
+            chain,
+            assembler,
+        } = self;
         let chain = match chain {
             Some(chain) => chain,
             None => chain.insert(raise(work, partition.id()).await?),
@@ -246,7 +272,11 @@ impl Task {
         let mut round = Passing {
             work: &**work,
             bounds: work.bounds(),
-            output: Output { appends: Vec::new(), counts: Counts::default(), position: *position },
+            output: Output {
+                appends: Vec::new(),
+                counts: Counts::default(),
+                position: *position,
+            },
         };
         let mut rest = batches;
         while !rest.is_empty() && appended(&round.output.appends) < PIPELINE_COMMIT_BYTES {
@@ -268,13 +298,21 @@ impl Task {
 
     /// Commits records and position together.
     async fn commit(&mut self, output: Output) -> Result<(), Failure> {
-        let Output { appends, counts, position } = output;
+        let Output {
+            appends,
+            counts,
+            position,
+        } = output;
         let partition = self.partition.id();
         let rows = self.work.rows(&appends, partition, position);
         let stopped = |error: CommitError| Failure::Storage(error.to_string());
-        append(&self.work.store, appends, rows).await.map_err(stopped)?;
+        append(&self.work.store, appends, rows)
+            .await
+            .map_err(stopped)?;
         self.position = position;
-        self.work.progress.reached(self.work.input.id(), partition, position);
+        self.work
+            .progress
+            .reached(self.work.input.id(), partition, position);
         self.work.progress.count(counts);
         Ok(())
     }
@@ -299,7 +337,10 @@ fn fault(error: ReadFault) -> Failure {
 }
 
 fn appended(appends: &[Append]) -> usize {
-    appends.iter().map(|append| append.batch().bytes().len()).sum()
+    appends
+        .iter()
+        .map(|append| append.batch().bytes().len())
+        .sum()
 }
 
 /// How many of the first batches are worth one call: small ones are put together.
@@ -327,7 +368,9 @@ impl Passing<'_> {
         chain: &mut Chain,
         assembler: &mut Assembler,
     ) -> Result<(), Halt> {
-        let (Some(first), Some(last)) = (group.first(), group.last()) else { return Ok(()) };
+        let (Some(first), Some(last)) = (group.first(), group.last()) else {
+            return Ok(());
+        };
         let records = &mut chain.flow.records;
         records.load_all(group.iter().map(|stored| &stored.batch), first.base)?;
         let done = self.output.position.0.saturating_sub(first.base.0) as usize;
@@ -335,7 +378,9 @@ impl Passing<'_> {
             records.remove(0, done);
         }
         self.output.counts.records_in += records.len() as u64;
-        chain.run(first.batch.header().base_timestamp, &self.bounds).await?;
+        chain
+            .run(first.batch.header().base_timestamp, &self.bounds)
+            .await?;
         self.output.counts.records_out += chain.flow.records.len() as u64;
         self.apply(group, chain, assembler)?;
         self.output.position = last.end();
@@ -359,9 +404,14 @@ impl Passing<'_> {
         {
             return self.pass_on(batch, &target.topic);
         }
-        let like = group.iter().map(|stored| stored.batch.header().plain_len()).max();
+        let like = group
+            .iter()
+            .map(|stored| stored.batch.header().plain_len())
+            .max();
         let form = Form {
-            codec: group.first().map_or_else(Default::default, |s| s.batch.header().codec),
+            codec: group
+                .first()
+                .map_or_else(Default::default, |s| s.batch.header().codec),
             stamp: Stamp::default(),
             like: like.unwrap_or_default(),
         };
@@ -370,8 +420,12 @@ impl Passing<'_> {
 
     fn pass_on(&mut self, batch: &Batch, topic: &Arc<Topic>) -> Result<(), Halt> {
         for (partition, batch) in route::spread(batch, topic)? {
-            let gone =
-                || Halt::Fault(format!("topic {} has no partition {partition}", topic.name()));
+            let gone = || {
+                Halt::Fault(format!(
+                    "topic {} has no partition {partition}",
+                    topic.name()
+                ))
+            };
             let append = Append::to(topic, partition, batch).ok_or_else(gone)?;
             self.output.appends.push(append);
         }
@@ -380,15 +434,25 @@ impl Passing<'_> {
 
     /// A transform's records are checked when they are made; those that were kept, here.
     fn check_kept(&self, records: &Records) -> Result<(), Halt> {
-        let most = self.bounds.first().map_or(MAX_RECORD_BYTES, |output| output.max_record_bytes);
+        let most = self
+            .bounds
+            .first()
+            .map_or(MAX_RECORD_BYTES, |output| output.max_record_bytes);
         if most >= MAX_RECORD_BYTES {
             return Ok(());
         }
         let Some(index) = (0..records.len()).find(|&index| records.size(index) > most) else {
             return Ok(());
         };
-        let (size, offset) = (records.size(index), records.offset(index).unwrap_or_default());
-        let output = self.work.outputs.first().map_or("", |target| target.topic.name().as_str());
+        let (size, offset) = (
+            records.size(index),
+            records.offset(index).unwrap_or_default(),
+        );
+        let output = self
+            .work
+            .outputs
+            .first()
+            .map_or("", |target| target.topic.name().as_str());
         Err(Halt::Stop(format!(
             "the record at offset {offset} has {size} bytes and topic {output} takes {most} at \
              most; raise its max_record_bytes, or filter such records out"
