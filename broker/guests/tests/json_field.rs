@@ -1,11 +1,20 @@
 //! The JSON scanner of the examples against a complete JSON library.
 
-use json_field::{Condition, Malformed, Members, Operator, Path, number, string, unescape};
+use std::ops::Range;
+
+use json_field::{
+    Condition, Malformed, Members, Operator, Path, find_all, find_each, number, string, unescape,
+};
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
 fn path(text: &str) -> Path {
     text.parse().expect("a path")
+}
+
+fn all_of(field: &str, json: &[u8]) -> Result<Vec<Range<usize>>, Malformed> {
+    let mut found = Vec::new();
+    find_all(&[path(field)], json, &mut found).map(|()| found)
 }
 
 fn check_found(field: &str, json: &str, expected: Option<&str>) {
@@ -31,6 +40,8 @@ fn a_field_is_found_among_others() {
     check_found("/a~1b/~0", r#"{"a/b":{"~":7}}"#, Some("7"));
     check_found("/", r#"{"":true}"#, Some("true"));
     check_found("é", r#"{"\u00e9":1}"#, Some("1"));
+    // A backslash is written as two: the first name is one backslash, the second is two.
+    check_found(r"\\", r#"{"\\":1,"\\\\":2}"#, Some("2"));
     check_found("a", "{}", None);
     check_found("a", "17", None);
     check_found("a", r#"{"a":1,"a":2}"#, Some("1"));
@@ -63,28 +74,18 @@ fn what_is_not_json_is_an_error() {
         "x",
     ];
     for json in broken.into_iter().chain(more) {
-        let mut all = Vec::new();
-        assert_eq!(
-            path("a").find_all(json.as_bytes(), &mut all),
-            Err(Malformed),
-            "{json}"
-        );
+        assert_eq!(all_of("a", json.as_bytes()), Err(Malformed), "{json}");
     }
 }
 
 #[test]
 fn every_occurrence_is_found_where_all_are_wanted() {
     let json = r#"{"a":{"s":1},"s":2,"a":{"s":3,"s":"4"}}"#;
-    let mut found = Vec::new();
-    path("/a/s")
-        .find_all(json.as_bytes(), &mut found)
-        .expect("it is JSON");
+    let found = all_of("/a/s", json.as_bytes()).expect("it is JSON");
     let texts: Vec<_> = found.into_iter().map(|range| &json[range]).collect();
     assert_eq!(texts, ["1", "3", "\"4\""]);
-    assert_eq!(
-        path("s").find_all(b"{} {}", &mut Vec::new()),
-        Err(Malformed)
-    );
+    assert_eq!(all_of("s", b"{} {}"), Err(Malformed));
+    assert_eq!(all_of("s", b"1 {}"), Err(Malformed));
 }
 
 fn holds(field: &str, operator: &str, constant: &str, json: &str) -> bool {
@@ -215,11 +216,26 @@ proptest! {
             let raw = path(&pointer).find(text.as_bytes()).expect("it is JSON").expect("it is there");
             let read: Value = serde_json::from_slice(raw).expect("a value");
             prop_assert_eq!(&read, &expected, "{} in {}", pointer, text);
-            let mut found = Vec::new();
-            path(&pointer).find_all(text.as_bytes(), &mut found).expect("it is JSON");
+            let found = all_of(&pointer, text.as_bytes()).expect("it is JSON");
             prop_assert_eq!(found.len(), 1);
             prop_assert_eq!(&text.as_bytes()[found[0].clone()], raw);
         }
+    }
+
+    #[test]
+    fn fields_found_together_are_those_found_alone(
+        value in values(),
+        picks in prop::array::uniform4(any::<prop::sample::Index>()),
+    ) {
+        let text = value.to_string();
+        let mut all = Vec::new();
+        pointers(&value, String::new(), &mut all);
+        all.push(("/gone".to_owned(), Value::Null));
+        all.push(("/a/gone".to_owned(), Value::Null));
+        let paths = picks.map(|pick| path(&all[1..][pick.index(all.len() - 1)].0));
+        let together = find_each(&paths, text.as_bytes()).expect("it is JSON");
+        let alone = paths.map(|path| path.find(text.as_bytes()).expect("it is JSON"));
+        prop_assert_eq!(together, alone, "{}", text);
     }
 
     #[test]
@@ -266,7 +282,8 @@ proptest! {
         let mut found = Vec::new();
         for field in ["a", "/0/1", "/a/b"] {
             let _ = path(field).find(&bytes);
-            let _ = path(field).find_all(&bytes, &mut found);
+            let _ = find_all(&[path(field)], &bytes, &mut found);
+            let _ = find_each(&["c", field].map(path), &bytes);
         }
         prop_assert!(found.iter().all(|range| range.end <= bytes.len()));
         // One more for the error at the end.
@@ -278,6 +295,6 @@ proptest! {
     fn a_text_cut_short_is_an_error(value in values(), cut in any::<prop::sample::Index>()) {
         let text = Value::Array(vec![value]).to_string();
         let cut = &text.as_bytes()[..cut.index(text.len())];
-        prop_assert_eq!(path("a").find_all(cut, &mut Vec::new()), Err(Malformed));
+        prop_assert_eq!(all_of("a", cut), Err(Malformed));
     }
 }

@@ -15,6 +15,6 @@ mod text;
 
 pub use condition::{Condition, Operator};
 pub use number::number;
-pub use path::Path;
+pub use path::{NotAPath, Path, find_all, find_each};
 pub use scan::{Malformed, Member, Members};
 pub use text::{string, unescape};

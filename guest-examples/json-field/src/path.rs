@@ -71,36 +71,109 @@ impl Path {
     /// If the text is not JSON, as far as it had to be read.
     #[inline]
     pub fn find<'a>(&self, json: &'a [u8]) -> Result<Option<&'a [u8]>, Malformed> {
-        let mut at = skip_space(json, 0);
-        let mut found = None;
-        for step in &self.steps {
-            found = match json.get(at) {
-                Some(b'{') => member(json, at, step)?,
-                Some(b'[') => position(step).map_or(Ok(None), |i| element(json, at, i))?,
-                Some(_) => return Ok(None),
-                None => return Err(Malformed),
-            };
-            let Some((start, _)) = found else {
-                return Ok(None);
-            };
-            at = start;
-        }
-        Ok(found.map(|(start, end)| &json[start..end]))
+        inside(json, skip_space(json, 0), &self.steps)
     }
 
-    /// Where this field's values are in `json`, added to `found`: all of them, also where a name
-    /// comes twice, since a reader may take the last. The whole text is read.
-    ///
-    /// # Errors
-    /// If the text is not one JSON value from its beginning to its end.
-    pub fn find_all(&self, json: &[u8], found: &mut Vec<Range<usize>>) -> Result<(), Malformed> {
-        let start = skip_space(json, 0);
-        let end = value_end(json, start)?;
-        if skip_space(json, end) != json.len() {
-            return Err(Malformed);
-        }
-        all(json, start..end, &self.steps, found)
+    /// Whether the first step of this path is `name`, as it stands between the quotes.
+    #[inline]
+    fn begins_with(&self, name: &[u8]) -> bool {
+        self.steps.first().is_some_and(|step| means(name, step))
     }
+}
+
+/// The values of several fields, in the order of `paths`, found in one walk that ends with the
+/// last of them. As [`Path::find`] otherwise.
+///
+/// # Errors
+/// If the text is not JSON, as far as it had to be read.
+pub fn find_each<'a, const N: usize>(
+    paths: &[Path; N],
+    json: &'a [u8],
+) -> Result<[Option<&'a [u8]>; N], Malformed> {
+    let mut values = [None; N];
+    let start = skip_space(json, 0);
+    if json.get(start) != Some(&b'{') {
+        for (value, path) in values.iter_mut().zip(paths) {
+            *value = path.find(json)?;
+        }
+        return Ok(values);
+    }
+    let mut passed = [false; N];
+    for member in Members::new(json, start) {
+        let member = member?;
+        for (index, path) in paths.iter().enumerate() {
+            if !passed[index] && path.begins_with(member.name) {
+                passed[index] = true;
+                values[index] = match &path.steps[1..] {
+                    [] => Some(member.value),
+                    steps => inside(json, member.start, steps)?,
+                };
+            }
+        }
+        if passed == [true; N] {
+            break;
+        }
+    }
+    Ok(values)
+}
+
+/// Where the values of these fields are in `json`, added to `found` in no order: all of them, also
+/// where a name comes twice, since a reader may take the last. The whole text is read.
+///
+/// # Errors
+/// If the text is not one JSON value from its beginning to its end.
+pub fn find_all(
+    paths: &[Path],
+    json: &[u8],
+    found: &mut Vec<Range<usize>>,
+) -> Result<(), Malformed> {
+    let start = skip_space(json, 0);
+    if json.get(start) != Some(&b'{') {
+        let end = value_end(json, start)?;
+        for path in paths {
+            all(json, start..end, &path.steps, found)?;
+        }
+        return ends(json, end);
+    }
+    let mut members = Members::new(json, start);
+    for member in members.by_ref() {
+        let member = member?;
+        for path in paths.iter().filter(|path| path.begins_with(member.name)) {
+            let value = member.start..member.start + member.value.len();
+            all(json, value, &path.steps[1..], found)?;
+        }
+    }
+    ends(json, members.end())
+}
+
+/// Nothing but space may follow the outermost value.
+fn ends(json: &[u8], at: usize) -> Result<(), Malformed> {
+    if skip_space(json, at) == json.len() {
+        Ok(())
+    } else {
+        Err(Malformed)
+    }
+}
+
+/// The value at the end of `steps`, at least one, which start from the value at `at`.
+#[inline]
+fn inside<'a>(
+    json: &'a [u8],
+    mut at: usize,
+    steps: &[Vec<u8>],
+) -> Result<Option<&'a [u8]>, Malformed> {
+    let mut end = at;
+    for step in steps {
+        let found = match json.get(at) {
+            Some(b'{') => member(json, at, step)?,
+            Some(b'[') => position(step).map_or(Ok(None), |i| element(json, at, i))?,
+            Some(_) => return Ok(None),
+            None => return Err(Malformed),
+        };
+        let Some(range) = found else { return Ok(None) };
+        (at, end) = range;
+    }
+    Ok(Some(&json[at..end]))
 }
 
 #[inline]

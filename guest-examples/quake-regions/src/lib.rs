@@ -5,7 +5,7 @@
 
 use std::sync::LazyLock;
 
-use json_field::{Malformed, Path, number};
+use json_field::{Malformed, Path, find_each, number};
 
 /// A region; its number is its place in [`Region::ALL`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -74,9 +74,7 @@ impl Region {
     pub fn of_json(json: &[u8]) -> Result<Option<Self>, Malformed> {
         static FIELDS: LazyLock<[Path; 2]> =
             LazyLock::new(|| ["lon", "lat"].map(|name| name.parse().expect("a name is a path")));
-        let [longitude, latitude] = &*FIELDS;
-        let longitude = longitude.find(json)?.and_then(number);
-        let latitude = latitude.find(json)?.and_then(number);
+        let [longitude, latitude] = find_each(&FIELDS, json)?.map(|value| value.and_then(number));
         Ok(longitude
             .zip(latitude)
             .map(|(longitude, latitude)| Self::of(longitude, latitude)))

@@ -10,7 +10,7 @@
 
 use std::ops::Range;
 
-use json_field::Path;
+use json_field::{Path, find_all};
 use millstream_guest::{Emitter, Init, Needs, Output, Record, Transform};
 
 /// The plugin.
@@ -51,11 +51,7 @@ impl Transform for Redact {
     fn transform(&mut self, record: &Record<'_>, out: &mut Emitter) -> Result<(), String> {
         self.found.clear();
         if let Some(json) = record.value() {
-            for field in &self.fields {
-                field
-                    .find_all(json, &mut self.found)
-                    .map_err(|error| error.to_string())?;
-            }
+            find_all(&self.fields, json, &mut self.found).map_err(|error| error.to_string())?;
         }
         let mut draft = out.emit(self.output);
         let Some(json) = record.value().filter(|_| !self.found.is_empty()) else {

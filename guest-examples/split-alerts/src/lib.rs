@@ -7,11 +7,11 @@
 //! An alert is a JSON object with `id`, `severity`, `mag`, `place`, `time` and `tsunami`, keyed by
 //! the id. Values are copied as they stand in the record; missing ones are null.
 
-use json_field::{Malformed, Path, number, string};
+use json_field::{Malformed, Path, find_each, number, string};
 use millstream_guest::{Emitter, Init, Needs, Output, Record, Transform};
 
-/// The fields that an alert takes over, after `id`.
-const COPIED: [&str; 4] = ["mag", "place", "time", "tsunami"];
+/// The fields that an alert takes over: the magnitude first, and the id last.
+const FIELDS: [&str; 5] = ["mag", "place", "time", "tsunami", "id"];
 
 /// The plugin.
 pub struct SplitAlerts {
@@ -23,8 +23,7 @@ pub struct SplitAlerts {
 /// Makes alerts of records.
 pub struct AlertShape {
     threshold: f64,
-    id: Path,
-    copied: [Path; 4],
+    fields: [Path; 5],
 }
 
 /// An alert: its key and its value.
@@ -43,8 +42,7 @@ impl AlertShape {
         let path = |name: &str| name.parse::<Path>().expect("a name is a path");
         Self {
             threshold,
-            id: path("id"),
-            copied: COPIED.map(path),
+            fields: FIELDS.map(path),
         }
     }
 
@@ -53,22 +51,22 @@ impl AlertShape {
     /// # Errors
     /// If the text is not JSON, as far as it had to be read.
     pub fn alert(&self, json: &[u8]) -> Result<Option<Alert>, Malformed> {
-        let magnitude = self.copied[0].find(json)?.and_then(number);
+        let magnitude = self.fields[0].find(json)?.and_then(number);
         let Some(magnitude) = magnitude.filter(|&magnitude| magnitude >= self.threshold) else {
             return Ok(None);
         };
-        let id = self.id.find(json)?;
+        let [copied @ .., id] = find_each(&self.fields, json)?;
         let mut value = Vec::with_capacity(200);
         value.extend_from_slice(b"{\"id\":");
         value.extend_from_slice(id.unwrap_or(b"null"));
         value.extend_from_slice(b",\"severity\":\"");
         value.extend_from_slice(severity(magnitude).as_bytes());
         value.push(b'"');
-        for (name, path) in COPIED.iter().zip(&self.copied) {
+        for (name, field) in FIELDS.iter().zip(copied) {
             value.extend_from_slice(b",\"");
             value.extend_from_slice(name.as_bytes());
             value.extend_from_slice(b"\":");
-            value.extend_from_slice(path.find(json)?.unwrap_or(b"null"));
+            value.extend_from_slice(field.unwrap_or(b"null"));
         }
         value.push(b'}');
         Ok(Some(Alert {
