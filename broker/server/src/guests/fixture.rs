@@ -48,7 +48,11 @@ pub(crate) struct Rec {
 impl Rec {
     pub(crate) fn new(key: &str, value: &str) -> Self {
         let bytes = |text: &str| Some(text.as_bytes().to_vec());
-        Self { key: bytes(key), value: bytes(value), ..Self::default() }
+        Self {
+            key: bytes(key),
+            value: bytes(value),
+            ..Self::default()
+        }
     }
 
     pub(crate) fn value_text(&self) -> String {
@@ -68,10 +72,18 @@ pub(crate) fn batch_of(records: &[Rec]) -> Batch {
 pub(crate) fn encoded(records: &[Rec], codec: Codec) -> Batch {
     let mut builder = BatchBuilder::new(MAX_BATCH_BYTES);
     for rec in records {
-        let headers: Vec<NewHeader<'_>> =
-            rec.headers.iter().map(|(name, value)| (name.as_str(), &value[..])).collect();
+        let headers: Vec<NewHeader<'_>> = rec
+            .headers
+            .iter()
+            .map(|(name, value)| (name.as_str(), &value[..]))
+            .collect();
         let (key, value) = (rec.key.as_deref(), rec.value.as_deref());
-        let record = NewRecord { key, value, headers: &headers, timestamp: rec.timestamp };
+        let record = NewRecord {
+            key,
+            value,
+            headers: &headers,
+            timestamp: rec.timestamp,
+        };
         builder.push(&record).unwrap();
     }
     builder.build(codec, Stamp::default()).unwrap()
@@ -88,16 +100,25 @@ pub(crate) fn decoded(batch: &Batch, base: Option<Offset>) -> Vec<Rec> {
             value: record.value.map(<[u8]>::to_vec),
             timestamp: record.timestamp,
             offset: record.offset.0 - own + base.map_or(own, |base| base.0),
-            headers: record.headers.map(|(n, v)| (n.to_owned(), v.to_vec())).collect(),
+            headers: record
+                .headers
+                .map(|(n, v)| (n.to_owned(), v.to_vec()))
+                .collect(),
         })
         .collect()
 }
 
 /// The use of a plugin, configured.
 pub(crate) fn using(guest: Guest, config: &[(&str, &str)], on_error: ErrorPolicy) -> PluginUse {
-    let config = config.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+    let config = config
+        .iter()
+        .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
     let plugin = format!("acme/{}", guest.name).parse().unwrap();
-    PluginUse { config: config.collect(), on_error, ..PluginUse::new(plugin) }
+    PluginUse {
+        config: config.collect(),
+        on_error,
+        ..PluginUse::new(plugin)
+    }
 }
 
 pub(crate) fn dead_letter(topic: &str) -> ErrorPolicy {
@@ -132,7 +153,13 @@ impl World {
 
     /// Adds a topic with so many partitions.
     pub(crate) fn topic(&self, name: &str, partitions: u32) -> Arc<Topic> {
-        self.configured(name, TopicConfig { partitions, ..TopicConfig::default() })
+        self.configured(
+            name,
+            TopicConfig {
+                partitions,
+                ..TopicConfig::default()
+            },
+        )
     }
 
     pub(crate) fn configured(&self, name: &str, config: TopicConfig) -> Arc<Topic> {
@@ -145,22 +172,31 @@ impl World {
     }
 
     pub(crate) fn forget_topic(&self, name: &str) {
-        self.topics.lock().unwrap().remove(&name.parse::<TopicName>().unwrap());
+        self.topics
+            .lock()
+            .unwrap()
+            .remove(&name.parse::<TopicName>().unwrap());
     }
 
     /// Takes a right away from everybody.
     pub(crate) fn deny(&self, operation: Operation, name: &str) {
-        self.denied.lock().unwrap().insert((operation, name.to_owned()));
+        self.denied
+            .lock()
+            .unwrap()
+            .insert((operation, name.to_owned()));
     }
 
     /// Appends a batch to partition `partition`.
     pub(crate) async fn write(&self, topic: &Arc<Topic>, partition: u32, records: &[Rec]) {
         let to = millstream_proto::PartitionId(partition);
-        self.commit(vec![Append::to(topic, to, batch_of(records)).unwrap()]).await;
+        self.commit(vec![Append::to(topic, to, batch_of(records)).unwrap()])
+            .await;
     }
 
     pub(crate) async fn commit(&self, appends: Vec<Append>) {
-        append(&self.store, appends, WriteBatch::new()).await.unwrap();
+        append(&self.store, appends, WriteBatch::new())
+            .await
+            .unwrap();
     }
 }
 
@@ -200,7 +236,12 @@ impl Directory for World {
         kind: ResourceKind,
         name: &str,
     ) -> Result<(), WireError> {
-        if self.denied.lock().unwrap().contains(&(operation, name.to_owned())) {
+        if self
+            .denied
+            .lock()
+            .unwrap()
+            .contains(&(operation, name.to_owned()))
+        {
             let text = format!("{who} may not {operation} {kind} {name}");
             return Err(WireError::new(ErrorCode::NotAuthorized, text));
         }

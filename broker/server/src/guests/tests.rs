@@ -35,7 +35,11 @@ fn numbered(count: u8) -> Vec<Rec> {
     let numbered = |n| Rec {
         key: (n % 3 != 0).then(|| vec![n]),
         value: Some(vec![n; 20]),
-        headers: if n % 2 == 0 { vec![("n".into(), vec![n])] } else { vec![] },
+        headers: if n % 2 == 0 {
+            vec![("n".into(), vec![n])]
+        } else {
+            vec![]
+        },
         timestamp: i64::from(n) * 1_000,
         offset: 0,
     };
@@ -47,7 +51,9 @@ async fn attach(
     topic: &Topic,
     uses: &[PluginUse],
 ) -> Result<Arc<TopicChain>, WireError> {
-    guests().topic_chain(topic.name(), &me(), uses.to_vec(), world.directory()).await
+    guests()
+        .topic_chain(topic.name(), &me(), uses.to_vec(), world.directory())
+        .await
 }
 
 /// Runs records through a chain on a topic of `partitions` partitions and commits what passes:
@@ -63,7 +69,10 @@ async fn pass(partitions: u32, uses: &[PluginUse], records: &[Rec]) -> (Vec<Vec<
 
 /// The same without the offsets, which the commit assigned.
 fn unplaced(records: Vec<Rec>) -> Vec<Rec> {
-    records.into_iter().map(|rec| Rec { offset: 0, ..rec }).collect()
+    records
+        .into_iter()
+        .map(|rec| Rec { offset: 0, ..rec })
+        .collect()
 }
 
 #[tokio::test]
@@ -75,8 +84,13 @@ async fn a_batch_that_passes_whole_is_not_copied() {
     assert_eq!(chain.uses()[0].version, Some(2));
     for codec in [Codec::None, Codec::Zstd] {
         let batch = encoded(&numbered(100), codec);
-        let passed = chain.run(batch.clone(), Some(PartitionId(3)), &topic).await.unwrap();
-        let [append] = &passed.appends[..] else { panic!("{passed:?}") };
+        let passed = chain
+            .run(batch.clone(), Some(PartitionId(3)), &topic)
+            .await
+            .unwrap();
+        let [append] = &passed.appends[..] else {
+            panic!("{passed:?}")
+        };
         assert_eq!((append.partition(), passed.dropped), (PartitionId(3), 0));
         assert_eq!(append.batch().bytes().as_ptr(), batch.bytes().as_ptr());
     }
@@ -93,7 +107,10 @@ async fn a_filter_drops_records_and_touches_no_others() {
 
 #[tokio::test]
 async fn records_are_spread_as_if_the_dropped_had_never_been() {
-    let keyed = |n: u8| Rec { key: Some(vec![n]), ..numbered(n + 1).remove(usize::from(n)) };
+    let keyed = |n: u8| Rec {
+        key: Some(vec![n]),
+        ..numbered(n + 1).remove(usize::from(n))
+    };
     let all: Vec<_> = (0..60).map(keyed).collect();
     let (filtered, _) = pass(5, &[below(20)], &all).await;
     let (bare, _) = pass(5, &[below(60)], &all[..20]).await;
@@ -103,14 +120,21 @@ async fn records_are_spread_as_if_the_dropped_had_never_been() {
 
 fn quake(key: &str, mag: f64, lon: f64, lat: f64) -> Rec {
     let value = format!(r#"{{"id":"{key}","mag":{mag},"lon":{lon},"lat":{lat}}}"#);
-    Rec { timestamp: 7, ..Rec::new(key, &value) }
+    Rec {
+        timestamp: 7,
+        ..Rec::new(key, &value)
+    }
 }
 
 #[tokio::test]
 async fn a_whole_chain_transforms_filters_and_routes() {
     let uses = [
         using(ENRICH_HEADER, &[("header.mag", "mag")], ErrorPolicy::Stop),
-        using(FILTER_JSON, &[("field", "mag"), ("op", ">="), ("value", "2")], ErrorPolicy::Stop),
+        using(
+            FILTER_JSON,
+            &[("field", "mag"), ("op", ">="), ("value", "2")],
+            ErrorPolicy::Stop,
+        ),
         using(REDACT, &[("fields", "mag")], ErrorPolicy::Stop),
         using(ROUTE_BY_REGION, &[], ErrorPolicy::Stop),
     ];
@@ -123,14 +147,21 @@ async fn a_whole_chain_transforms_filters_and_routes() {
     let (got, dropped) = pass(8, &uses, &quakes).await;
     assert_eq!(dropped, 1);
     let place = |key: &str| {
-        let has = |records: &Vec<Rec>| records.iter().any(|r| r.key.as_deref() == Some(key.as_bytes()));
+        let has = |records: &Vec<Rec>| {
+            records
+                .iter()
+                .any(|r| r.key.as_deref() == Some(key.as_bytes()))
+        };
         got.iter().position(has).unwrap()
     };
     assert_eq!(place("a"), place("d"));
     assert_ne!(place("a"), place("c"));
     let alaska = &got[place("a")];
     assert_eq!(alaska.len(), 2, "in their order, {alaska:?}");
-    assert_eq!(alaska[1].value_text(), r#"{"id":"d","mag":null,"lon":-150,"lat":61}"#);
+    assert_eq!(
+        alaska[1].value_text(),
+        r#"{"id":"d","mag":null,"lon":-150,"lat":61}"#
+    );
     assert_eq!(alaska[1].header("mag").as_deref(), Some("4.5"));
     assert_eq!(alaska[1].timestamp, 7);
 }
@@ -145,7 +176,10 @@ async fn a_partitioner_that_sends_all_to_one_place_copies_nothing() {
     let batch = batch_of(&[quake("a", 2.5, -150.0, 61.0), quake("b", 2.5, -150.0, 61.0)]);
     let passed = chain.run(batch.clone(), None, &topic).await.unwrap();
     assert_eq!(passed.appends.len(), 1);
-    assert_eq!(passed.appends[0].batch().bytes().as_ptr(), batch.bytes().as_ptr());
+    assert_eq!(
+        passed.appends[0].batch().bytes().as_ptr(),
+        batch.bytes().as_ptr()
+    );
 }
 
 #[tokio::test]
@@ -156,7 +190,15 @@ async fn stop_stops_for_good_and_names_plugin_version_and_cause() {
         let uses = [bad(guest, "trap-on-poison", ErrorPolicy::Stop)];
         let chain = attach(&world, &topic, &uses).await.unwrap();
         let fine = batch_of(&[Rec::new("k", "fine")]);
-        assert_eq!(chain.run(fine.clone(), None, &topic).await.unwrap().appends.len(), 1);
+        assert_eq!(
+            chain
+                .run(fine.clone(), None, &topic)
+                .await
+                .unwrap()
+                .appends
+                .len(),
+            1
+        );
         assert_eq!(chain.stopped(), None);
         let poison = batch_of(&[Rec::new("k", "poison")]);
         let error = chain.run(poison, None, &topic).await.unwrap_err();
@@ -181,7 +223,10 @@ async fn skip_leaves_out_the_call_and_goes_on() {
         let poison = batch_of(&[Rec::new("k", "fine"), Rec::new("k", "poison")]);
         let passed = chain.run(poison, None, &topic).await.unwrap();
         assert_eq!((passed.appends.len(), passed.dropped), (0, 2), "{guest:?}");
-        let fine = chain.run(batch_of(&[Rec::new("k", "fine")]), None, &topic).await.unwrap();
+        let fine = chain
+            .run(batch_of(&[Rec::new("k", "fine")]), None, &topic)
+            .await
+            .unwrap();
         assert_eq!((fine.appends.len(), fine.dropped), (1, 0), "{guest:?}");
     }
 }
@@ -193,13 +238,25 @@ async fn dead_letters_are_part_of_the_same_commit() {
         let (topic, dead) = (world.topic("acme/t", 1), world.topic("acme/dead", 1));
         let uses = [bad(guest, "bad-record-on-poison", dead_letter("acme/dead"))];
         let chain = attach(&world, &topic, &uses).await.unwrap();
-        let own = Rec { headers: vec![("h".into(), b"1".to_vec())], ..Rec::new("k", "poison 1") };
-        let records = [Rec::new("k", "a"), own, Rec::new("k", "b"), Rec::new("k", "poison 2")];
+        let own = Rec {
+            headers: vec![("h".into(), b"1".to_vec())],
+            ..Rec::new("k", "poison 1")
+        };
+        let records = [
+            Rec::new("k", "a"),
+            own,
+            Rec::new("k", "b"),
+            Rec::new("k", "poison 2"),
+        ];
         let passed = chain.run(batch_of(&records), None, &topic).await.unwrap();
         assert_eq!((passed.appends.len(), passed.dropped), (2, 2));
         world.commit(passed.appends).await;
         let texts = |records: &[Rec]| records.iter().map(Rec::value_text).collect::<Vec<_>>();
-        assert_eq!(texts(&contents(&topic).await[0]), ["a", "b"], "only the bad are left out");
+        assert_eq!(
+            texts(&contents(&topic).await[0]),
+            ["a", "b"],
+            "only the bad are left out"
+        );
         let dead = &contents(&dead).await[0];
         assert_eq!(texts(dead), ["poison 1", "poison 2"]);
         assert_eq!(dead[0].header("h").as_deref(), Some("1"));
@@ -228,7 +285,11 @@ async fn a_filters_dead_letters_need_a_topic_or_are_dropped() {
     let config = [("field", "mag"), ("op", ">"), ("value", "1")];
     let world = World::new();
     let (topic, dead) = (world.topic("acme/t", 1), world.topic("acme/dead", 1));
-    let records = [quake("a", 2.0, 1.0, 1.0), Rec::new("b", "{mag}"), quake("c", 0.5, 1.0, 1.0)];
+    let records = [
+        quake("a", 2.0, 1.0, 1.0),
+        Rec::new("b", "{mag}"),
+        quake("c", 0.5, 1.0, 1.0),
+    ];
     for (policy, expected) in [(dead_letter("acme/dead"), 1), (ErrorPolicy::Stop, 0)] {
         let before = contents(&dead).await[0].len();
         let uses = [using(FILTER_JSON, &config, policy)];
@@ -244,12 +305,19 @@ async fn a_filters_dead_letters_need_a_topic_or_are_dropped() {
 async fn a_dead_letter_topic_that_is_gone_stops_the_chain() {
     let world = World::new();
     let (topic, _) = (world.topic("acme/t", 1), world.topic("acme/dead", 1));
-    let uses = [bad(BAD_FILTER, "bad-record-on-poison", dead_letter("acme/dead"))];
+    let uses = [bad(
+        BAD_FILTER,
+        "bad-record-on-poison",
+        dead_letter("acme/dead"),
+    )];
     let chain = attach(&world, &topic, &uses).await.unwrap();
     world.forget_topic("acme/dead");
     let poison = batch_of(&[Rec::new("k", "poison")]);
     let error = chain.run(poison, None, &topic).await.unwrap_err();
-    assert!(error.message.contains("acme/dead does not exist"), "{error}");
+    assert!(
+        error.message.contains("acme/dead does not exist"),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -273,8 +341,14 @@ async fn retry_is_handed_to_the_producer_and_fatal_stops_whatever_the_policy() {
 #[tokio::test]
 async fn what_a_topic_does_not_take_a_transform_cannot_put_there() {
     let world = World::new();
-    let config = TopicConfig { max_record_bytes: 60, ..TopicConfig::default() };
-    let (topic, dead) = (world.configured("acme/t", config), world.topic("acme/dead", 1));
+    let config = TopicConfig {
+        max_record_bytes: 60,
+        ..TopicConfig::default()
+    };
+    let (topic, dead) = (
+        world.configured("acme/t", config),
+        world.topic("acme/dead", 1),
+    );
     let blank = "x".repeat(60);
     let blank = format!("\"{blank}\"");
     let config = [("fields", "mag"), ("with", blank.as_str())];
@@ -302,12 +376,25 @@ async fn what_cannot_work_is_refused_when_it_is_attached() {
     let stop = || ErrorPolicy::Stop;
     let invalid = ErrorCode::AttachInvalid;
     refused(&[using(FILTER_FIELD, &[], stop())], invalid, "type").await;
-    refused(&[bad(BAD_FILTER, "trap-in-init", stop())], invalid, "acme/bad-filter version 2").await;
+    refused(
+        &[bad(BAD_FILTER, "trap-in-init", stop())],
+        invalid,
+        "acme/bad-filter version 2",
+    )
+    .await;
     refused(&[bad(BAD_FILTER, "spin-in-init", stop())], invalid, "CPU").await;
     let route = using(ROUTE_BY_REGION, &[], stop());
     refused(&[route.clone(), below(3)], invalid, "must be the last").await;
-    let unknown = PluginUse { version: Some(9), ..below(3) };
-    refused(&[unknown], ErrorCode::UnknownPlugin, "version 9 does not exist").await;
+    let unknown = PluginUse {
+        version: Some(9),
+        ..below(3)
+    };
+    refused(
+        &[unknown],
+        ErrorCode::UnknownPlugin,
+        "version 9 does not exist",
+    )
+    .await;
     let nowhere = bad(BAD_FILTER, "behave", dead_letter("acme/nowhere"));
     refused(&[nowhere], ErrorCode::UnknownTopic, "acme/nowhere").await;
     world.deny(Operation::Produce, "acme/dead");
@@ -320,7 +407,10 @@ async fn a_broken_chain_lets_nothing_pass() {
     let world = World::new();
     let topic = world.topic("acme/t", 1);
     let chain = TopicChain::broken(topic.name(), vec![below(3)], "it is broken".into());
-    let error = chain.run(batch_of(&numbered(1)), None, &topic).await.unwrap_err();
+    let error = chain
+        .run(batch_of(&numbered(1)), None, &topic)
+        .await
+        .unwrap_err();
     assert_eq!(error.code, ErrorCode::PluginFailed);
     assert!(error.message.contains("it is broken") && chain.stopped().is_some());
 }
@@ -331,7 +421,10 @@ async fn batches_handed_over_in_order_come_back_in_order() {
     let topic = world.topic("acme/t", 1);
     let chain = attach(&world, &topic, &[below(200)]).await.unwrap();
     let runs = (0..100u8).map(|n| {
-        let batch = batch_of(&[Rec { value: Some(vec![n]), ..Rec::default() }]);
+        let batch = batch_of(&[Rec {
+            value: Some(vec![n]),
+            ..Rec::default()
+        }]);
         let (chain, topic) = (Arc::clone(&chain), Arc::clone(&topic));
         async move { chain.run(batch, None, &topic).await.unwrap() }
     });
@@ -340,36 +433,58 @@ async fn batches_handed_over_in_order_come_back_in_order() {
         world.commit(passed.appends).await;
     }
     let values = contents(&topic).await.remove(0);
-    let values: Vec<u8> = values.iter().map(|rec| rec.value.as_deref().unwrap()[0]).collect();
+    let values: Vec<u8> = values
+        .iter()
+        .map(|rec| rec.value.as_deref().unwrap()[0])
+        .collect();
     assert_eq!(values, (0..100).collect::<Vec<u8>>());
 }
 
 async fn subscribe(world: &Arc<World>, uses: &[PluginUse]) -> SubscriptionChain {
     let (directory, store) = (world.directory(), Arc::clone(&world.store));
     let topic = "acme/t".parse().unwrap();
-    guests().subscription_chain(&topic, &me(), uses.to_vec(), directory, store).await.unwrap()
+    guests()
+        .subscription_chain(&topic, &me(), uses.to_vec(), directory, store)
+        .await
+        .unwrap()
 }
 
 #[tokio::test]
 async fn a_subscription_keeps_the_offsets_of_what_passes() {
     let world = World::new();
     let chain = subscribe(&world, &[below(30)]).await;
-    let stored = |batch| Stored { base: Offset(1_000), batch };
+    let stored = |batch| Stored {
+        base: Offset(1_000),
+        batch,
+    };
     let whole = stored(batch_of(&numbered(20)));
     let through = chain.run(whole.clone(), PartitionId(2)).await.unwrap();
-    let Through::Whole(same) = through else { panic!("{through:?}") };
+    let Through::Whole(same) = through else {
+        panic!("{through:?}")
+    };
     assert_eq!((same.base, same.batch), (whole.base, whole.batch));
 
     let high = |n: u8| numbered(n + 1).remove(usize::from(n));
     let mixed: Vec<_> = [50, 3, 60, 61, 4, 5, 70].map(high).to_vec();
-    let through = chain.run(stored(batch_of(&mixed)), PartitionId(2)).await.unwrap();
-    let Through::Made(batches) = through else { panic!("{through:?}") };
-    let got: Vec<_> = batches.iter().flat_map(|batch| decoded(batch, None)).collect();
+    let through = chain
+        .run(stored(batch_of(&mixed)), PartitionId(2))
+        .await
+        .unwrap();
+    let Through::Made(batches) = through else {
+        panic!("{through:?}")
+    };
+    let got: Vec<_> = batches
+        .iter()
+        .flat_map(|batch| decoded(batch, None))
+        .collect();
     let offsets: Vec<_> = got.iter().map(|rec| rec.offset).collect();
     assert_eq!(offsets, [1_001, 1_004, 1_005]);
     assert_eq!(unplaced(got), [3, 4, 5].map(high));
 
-    let none = chain.run(stored(batch_of(&[high(99)])), PartitionId(2)).await.unwrap();
+    let none = chain
+        .run(stored(batch_of(&[high(99)])), PartitionId(2))
+        .await
+        .unwrap();
     assert!(matches!(none, Through::Made(batches) if batches.is_empty()));
 }
 
@@ -377,10 +492,23 @@ async fn a_subscription_keeps_the_offsets_of_what_passes() {
 async fn a_subscription_commits_its_dead_letters_with_their_source() {
     let world = World::new();
     let dead = world.topic("acme/dead", 1);
-    let uses = [bad(BAD_TRANSFORM, "bad-record-on-poison", dead_letter("acme/dead"))];
+    let uses = [bad(
+        BAD_TRANSFORM,
+        "bad-record-on-poison",
+        dead_letter("acme/dead"),
+    )];
     let chain = subscribe(&world, &uses).await;
     let batch = batch_of(&[Rec::new("k", "fine"), Rec::new("k", "poison")]);
-    let through = chain.run(Stored { base: Offset(40), batch }, PartitionId(2)).await.unwrap();
+    let through = chain
+        .run(
+            Stored {
+                base: Offset(40),
+                batch,
+            },
+            PartitionId(2),
+        )
+        .await
+        .unwrap();
     assert!(matches!(through, Through::Made(batches) if batches[0].count() == 1));
     let dead = &contents(&dead).await[0][0];
     assert_eq!(dead.header(SOURCE_HEADER).as_deref(), Some("acme/t/2/41"));
@@ -389,16 +517,28 @@ async fn a_subscription_commits_its_dead_letters_with_their_source() {
 #[tokio::test]
 async fn a_subscription_ends_with_its_plugin() {
     let world = World::new();
-    let chain = subscribe(&world, &[bad(BAD_FILTER, "trap-on-poison", ErrorPolicy::Stop)]).await;
-    let stored = |text| Stored { base: Offset(0), batch: batch_of(&[Rec::new("k", text)]) };
-    let error = chain.run(stored("poison"), PartitionId(0)).await.unwrap_err();
+    let chain = subscribe(
+        &world,
+        &[bad(BAD_FILTER, "trap-on-poison", ErrorPolicy::Stop)],
+    )
+    .await;
+    let stored = |text| Stored {
+        base: Offset(0),
+        batch: batch_of(&[Rec::new("k", text)]),
+    };
+    let error = chain
+        .run(stored("poison"), PartitionId(0))
+        .await
+        .unwrap_err();
     assert_eq!(error.code, ErrorCode::PluginFailed);
     assert!(error.message.contains("subscribe again"), "{error}");
     assert!(chain.run(stored("fine"), PartitionId(0)).await.is_err());
     let route = vec![using(ROUTE_BY_REGION, &[], ErrorPolicy::Stop)];
     let (directory, store) = (world.directory(), Arc::clone(&world.store));
     let topic = "acme/t".parse().unwrap();
-    let error = guests().subscription_chain(&topic, &me(), route, directory, store).await;
+    let error = guests()
+        .subscription_chain(&topic, &me(), route, directory, store)
+        .await;
     assert_eq!(error.unwrap_err().code, ErrorCode::AttachInvalid);
 }
 
@@ -408,9 +548,17 @@ async fn uploads_are_checked_and_logs_can_be_read() {
     let wasm = Bytes::from_static(SPLIT_ALERTS.wasm);
     let (digest, kind) = guests.inspect_and_compile(wasm).await.unwrap();
     assert_eq!(kind, PluginKind::Transform);
-    assert_eq!(digest, millstream_plugin::inspect(SPLIT_ALERTS.wasm).unwrap().digest);
+    assert_eq!(
+        digest,
+        millstream_plugin::inspect(SPLIT_ALERTS.wasm)
+            .unwrap()
+            .digest
+    );
     for (what, bytes) in millstream_guests::NOT_COMPONENTS {
-        let error = guests.inspect_and_compile(Bytes::from_static(bytes)).await.unwrap_err();
+        let error = guests
+            .inspect_and_compile(Bytes::from_static(bytes))
+            .await
+            .unwrap_err();
         assert_eq!(error.code, ErrorCode::UploadRejected, "{what}");
     }
     let world = World::new();
@@ -419,11 +567,20 @@ async fn uploads_are_checked_and_logs_can_be_read() {
     flood.plugin = "logs/bad-filter".parse().unwrap();
     assert_eq!(guests.log(&flood.plugin, 0, 10), []);
     let chain = attach(&world, &topic, &[flood.clone()]).await.unwrap();
-    chain.run(batch_of(&numbered(1)), None, &topic).await.unwrap();
+    chain
+        .run(batch_of(&numbered(1)), None, &topic)
+        .await
+        .unwrap();
     let lines = guests.log(&flood.plugin, 0, 10);
     assert_eq!(lines.len(), 10);
-    assert_eq!((lines[0].version, lines[0].place.as_str()), (2, "topic acme/t"));
-    assert_eq!(guests.log(&flood.plugin, lines[9].sequence + 1, 1)[0].sequence, 10);
+    assert_eq!(
+        (lines[0].version, lines[0].place.as_str()),
+        (2, "topic acme/t")
+    );
+    assert_eq!(
+        guests.log(&flood.plugin, lines[9].sequence + 1, 1)[0].sequence,
+        10
+    );
     guests.forget(&flood.plugin);
     assert_eq!(guests.log(&flood.plugin, 0, 10), []);
 }
