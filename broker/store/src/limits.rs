@@ -3,6 +3,9 @@
 
 use std::time::Duration;
 
+use millstream_proto::batch::HEADER_LEN;
+use millstream_proto::limits as proto;
+
 use crate::space::Space;
 
 /// Bytes of batches that may wait for, or be in, a commit of one shard. Whoever wants to submit
@@ -20,7 +23,7 @@ pub const GROUP_BATCHES: usize = 4096;
 pub const MAX_KEY_LEN: usize = 1024;
 
 /// Longest value, in bytes. Above the largest record batch and the largest uploaded plugin.
-pub const MAX_VALUE_LEN: usize = 80 << 20;
+pub const MAX_VALUE_LEN: usize = 64 << 20;
 
 /// How much larger than its permit a batch may be: room for the small rows that are only known
 /// once the offsets are assigned.
@@ -93,4 +96,19 @@ const _: () = assert!(
     "permits are counted in u32"
 );
 const _: () = assert!(MAX_VALUE_LEN < u32::MAX as usize);
+const _: () =
+    assert!(proto::MAX_BATCH_BYTES <= MAX_VALUE_LEN && proto::MAX_PLUGIN_BYTES <= MAX_VALUE_LEN);
+const _: () = assert!(
+    proto::MAX_BATCH_BYTES <= QUEUE_BYTES,
+    "the largest batch fits the queue"
+);
+const _: () = assert!(proto::DEFAULT_BATCH_BYTES <= MAX_EFFICIENT_RECORDS_64K);
+const _: () = assert!(
+    8 + proto::MAX_NAME_BYTES <= MAX_KEY_LEN,
+    "an offset key holds a name"
+);
+const _: () = assert!(
+    RECORD_PREFIX >= HEADER_LEN,
+    "a batch's checksum leaves out its own place"
+);
 const _: () = assert!(Space::COUNT <= u8::MAX as usize);
