@@ -100,7 +100,7 @@ impl Access {
         }
         let text = format!(
             "{who} may not {operation} {resource} {name}; somebody who may can grant it: \
-             millstream acl grant {who} {operation} {resource} {name}"
+             millstream acl grant {who} --{resource} {name} --allow {operation}"
         );
         Err(WireError::new(ErrorCode::NotAuthorized, text))
     }

@@ -95,6 +95,8 @@ pub const UPLOAD_TIMEOUT: Duration = Duration::from_secs(120);
 pub const DELETE_STEP_BYTES: usize = 4 << 20;
 /// Small rows of a deleted topic that are removed in one commit.
 pub const DELETE_STEP_ROWS: usize = 10_000;
+/// How often the rows of a deleted topic are looked at again while somebody still has it open.
+pub const DELETE_RECHECK: Duration = Duration::from_secs(1);
 
 const _: () = assert!(MAX_PLUGIN_VERSIONS <= MAX_PAGE);
 // A description holds the chain and at most 40 bytes for each partition.

@@ -283,4 +283,4 @@ pub fn principal(chain: &[CertificateDer<'_>]) -> Result<Principal, NoIdentity> 
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

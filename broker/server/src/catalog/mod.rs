@@ -24,7 +24,7 @@ mod topics;
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 
 use millstream_proto::message::PluginVersion;
 use millstream_proto::topic::{PartitionInfo, TopicInfo};
@@ -57,7 +57,7 @@ struct View {
     topics: BTreeMap<TopicName, Entry>,
     plugins: BTreeMap<PluginName, Versions>,
     /// Deleted topics whose records are not removed yet, by number.
-    doomed: BTreeMap<u32, DoomedRow>,
+    doomed: BTreeMap<u32, Doomed>,
 }
 
 /// A topic and its row.
@@ -65,6 +65,14 @@ struct View {
 struct Entry {
     topic: Arc<Topic>,
     row: TopicRow,
+}
+
+/// A deleted topic.
+#[derive(Clone)]
+struct Doomed {
+    row: DoomedRow,
+    /// Gone once nobody can write to the topic any more.
+    topic: Weak<Topic>,
 }
 
 /// The versions of one plugin.
@@ -110,7 +118,13 @@ impl Catalog {
         let snapshot = store.snapshot()?;
         let mut view = View::default();
         for row in row::all::<DoomedRow>(&*snapshot)? {
-            view.doomed.insert(row.id, row);
+            view.doomed.insert(
+                row.id,
+                Doomed {
+                    row,
+                    topic: Weak::new(),
+                },
+            );
         }
         for NextVersionRow { plugin, next } in row::all(&*snapshot)? {
             view.plugins.insert(

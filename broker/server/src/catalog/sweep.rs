@@ -12,10 +12,10 @@ use millstream_store::{
     CommitError, Direction, Key, ReadError, ScanLimit, Space, Store, WriteBatch,
 };
 
-use super::Catalog;
-use super::row::{DoomedRow, Row};
+use super::row::Row;
+use super::{Catalog, Doomed};
 use crate::gate::Gate;
-use crate::limits::{DELETE_STEP_BYTES, DELETE_STEP_ROWS};
+use crate::limits::{DELETE_RECHECK, DELETE_STEP_BYTES, DELETE_STEP_ROWS};
 
 /// Why a deleted topic's rows stay. A restart tries again.
 #[derive(Debug, thiserror::Error)]
@@ -32,45 +32,55 @@ impl Catalog {
     /// Removes the rows of deleted topics until the gate closes or the store stops.
     pub(crate) async fn sweep(&self, gate: &Gate) {
         loop {
-            let doomed = self.view().doomed.values().next().cloned();
-            let Some(doomed) = doomed else {
-                tokio::select! {
-                    () = self.doomed.notified() => continue,
-                    () = gate.closing() => return,
+            let doomed: Vec<Doomed> = self.view().doomed.values().cloned().collect();
+            for doomed in doomed {
+                let topic = &doomed.row.name;
+                match self.remove(&doomed, gate).await {
+                    Ok(true) => tracing::info!(%topic, "removed from the store"),
+                    Ok(false) => {}
+                    Err(SweepError::Closing) => return,
+                    Err(e) => {
+                        tracing::error!(%topic, "deleted, but not removed: {e}");
+                        return;
+                    }
                 }
-            };
-            match self.remove(&doomed, gate).await {
-                Ok(()) => tracing::info!(topic = %doomed.name, "removed from the store"),
-                Err(SweepError::Closing) => return,
-                Err(e) => {
-                    tracing::error!(topic = %doomed.name, "deleted, but not removed: {e}");
-                    return;
-                }
+            }
+            let waits = !self.view().doomed.is_empty();
+            tokio::select! {
+                () = self.doomed.notified() => {}
+                () = tokio::time::sleep(DELETE_RECHECK), if waits => {}
+                () = gate.closing() => return,
             }
         }
     }
 
-    async fn remove(&self, doomed: &DoomedRow, gate: &Gate) -> Result<(), SweepError> {
+    /// Removes what there is. Whoever had the topic open may have a batch under way yet: as long
+    /// as somebody holds it, the note stays and rows that came later are removed later. Returns
+    /// whether it is over.
+    async fn remove(&self, doomed: &Doomed, gate: &Gate) -> Result<bool, SweepError> {
+        let id = doomed.row.id;
+        // Looked at before the last rows are: nobody can add any after it.
+        let is_last = doomed.topic.strong_count() == 0;
         loop {
             if gate.is_closing() {
                 return Err(SweepError::Closing);
             }
-            let (store, id) = (Arc::clone(&self.store), doomed.id);
+            let store = Arc::clone(&self.store);
             let step = tokio::task::spawn_blocking(move || next_step(&*store, id));
+            let Some((space, range)) = step.await.map_err(|_| SweepError::Closing)?? else {
+                break;
+            };
             let mut batch = WriteBatch::new();
-            match step.await.map_err(|_| SweepError::Closing)?? {
-                Some((space, range)) => {
-                    batch.delete_range(space, range);
-                    self.store.commit(batch).await?;
-                }
-                None => {
-                    doomed.delete(&mut batch);
-                    self.store.commit(batch).await?;
-                    self.show().doomed.remove(&id);
-                    return Ok(());
-                }
-            }
+            batch.delete_range(space, range);
+            self.store.commit(batch).await?;
         }
+        if is_last {
+            let mut batch = WriteBatch::new();
+            doomed.row.delete(&mut batch);
+            self.store.commit(batch).await?;
+            self.show().doomed.remove(&id);
+        }
+        Ok(is_last)
     }
 }
 

@@ -223,15 +223,16 @@ async fn a_deleted_topic_is_gone_at_once_and_its_rows_soon() {
     fill(&*store, kept.id(), 0).await;
     catalog.delete_topic(&a).await.unwrap();
     assert!(catalog.topic(&a).is_none() && old.is_deleted());
+    let old = old.id();
     let new = catalog.create_topic(&a, with_partitions(1)).await.unwrap();
-    assert_ne!(new.id(), old.id());
+    assert_ne!(new.id(), old);
 
     // A restart before the rows are gone, then one after.
     let catalog = open(&store);
-    assert_eq!(rows(&*store, Space::Records, old.id()), 10);
+    assert_eq!(rows(&*store, Space::Records, old), 10);
     swept(&catalog).await;
     for space in [Space::Records, Space::Offsets] {
-        assert_eq!(rows(&*store, space, old.id()), 0, "{space}");
+        assert_eq!(rows(&*store, space, old), 0, "{space}");
     }
     assert_eq!(rows(&*store, Space::Offsets, kept.id()), 1);
     let catalog = open(&store);
@@ -241,6 +242,30 @@ async fn a_deleted_topic_is_gone_at_once_and_its_rows_soon() {
         .await
         .unwrap();
     assert!(next.id() > new.id());
+}
+
+#[tokio::test]
+async fn a_deleted_topic_is_not_forgotten_while_somebody_may_write_to_it() {
+    let store = store();
+    let catalog = open(&store);
+    let a = topic("acme/a");
+    let held = catalog.create_topic(&a, with_partitions(1)).await.unwrap();
+    fill(&*store, held.id(), 4).await;
+    catalog.delete_topic(&a).await.unwrap();
+    let gate = Gate::default();
+    let late = async {
+        while rows(&*store, Space::Records, held.id()) > 0 {
+            tokio::task::yield_now().await;
+        }
+        fill(&*store, held.id(), 2).await;
+        gate.close();
+    };
+    tokio::join!(catalog.sweep(&gate), late);
+    assert_eq!(catalog.view().doomed.len(), 1);
+    let id = held.id();
+    drop(held);
+    swept(&catalog).await;
+    assert_eq!(rows(&*store, Space::Records, id), 0);
 }
 
 #[tokio::test]

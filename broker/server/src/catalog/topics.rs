@@ -7,7 +7,7 @@ use millstream_proto::topic::{TopicChange, TopicConfig};
 use millstream_store::WriteBatch;
 
 use super::row::{DoomedRow, NextTopicRow, Row, TopicRow};
-use super::{Catalog, Entry, TopicError};
+use super::{Catalog, Doomed, Entry, TopicError};
 use crate::limits::{MAX_TOPICS, MAX_TOTAL_PARTITIONS};
 use crate::log::Topic;
 
@@ -145,7 +145,8 @@ impl Catalog {
         {
             let mut view = self.show();
             view.topics.remove(name);
-            view.doomed.insert(doomed.id, doomed);
+            let topic = Arc::downgrade(&topic);
+            view.doomed.insert(row.id, Doomed { row: doomed, topic });
         }
         topic.delete();
         self.doomed.notify_one();

@@ -205,10 +205,14 @@ async fn make(peer: &Peer, open: OpenUpload, wasm: Bytes) -> Result<PluginVersio
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a panic is a test's way to fail")]
 mod tests {
+    use millstream_guests::{FILTER_JSON, FOREIGN_IMPORTS, NOT_COMPONENTS, SPLIT_ALERTS};
+    use millstream_proto::pipeline::PluginKind;
     use proptest::collection::vec;
     use proptest::prelude::*;
 
     use super::*;
+    use crate::serve::control::tests::{ADMIN, STRANGER, peer, start};
+    use crate::tls::tests::good;
 
     fn open(size: u64) -> OpenUpload {
         OpenUpload {
@@ -251,6 +255,64 @@ mod tests {
             &[vec![0; MAX_UPLOAD_CHUNK_BYTES + 1]],
             "a chunk has",
         );
+    }
+
+    async fn upload(peer: &Peer, wasm: &'static [u8]) -> Result<PluginVersion, WireError> {
+        let digest = Digest(Sha256::digest(wasm).into());
+        let open = OpenUpload {
+            digest,
+            ..open(wasm.len() as u64)
+        };
+        let turn = admit(peer, &open)?;
+        let version = make(peer, open, Bytes::from_static(wasm)).await;
+        drop(turn);
+        version
+    }
+
+    #[tokio::test]
+    async fn plugins_become_versions_and_all_else_is_refused_by_name() {
+        let dir = good();
+        let running = start(&dir).await;
+        let admin = peer(&running, ADMIN);
+        let first = upload(&admin, FILTER_JSON.wasm).await.unwrap();
+        assert_eq!((first.version, first.kind), (1, PluginKind::Filter));
+        assert_eq!(first.uploaded_by, admin.principal);
+        let second = upload(&admin, SPLIT_ALERTS.wasm).await.unwrap();
+        assert_eq!((second.version, second.kind), (2, PluginKind::Transform));
+        assert_eq!(upload(&admin, FILTER_JSON.wasm).await.unwrap(), first);
+        let stored = admin.broker.catalog.plugin_bytes(first.digest).unwrap();
+        assert_eq!(&stored[..], FILTER_JSON.wasm);
+        for (what, wasm) in NOT_COMPONENTS
+            .into_iter()
+            .chain([("foreign", FOREIGN_IMPORTS.wasm)])
+        {
+            let e = upload(&admin, wasm).await.unwrap_err();
+            assert_eq!(e.code, ErrorCode::UploadRejected, "{what}: {e}");
+            assert!(e.message.contains("acme/p"), "{what}: {e}");
+        }
+        let announced = OpenUpload {
+            digest: first.digest,
+            ..open(3)
+        };
+        let e = make(&admin, announced, Bytes::from_static(b"abc"))
+            .await
+            .unwrap_err();
+        assert!(e.message.contains("was announced"), "{e}");
+        running.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn uploads_need_a_right_and_a_size_within_the_limit() {
+        let dir = good();
+        let running = start(&dir).await;
+        let refused = |who, size| admit(&peer(&running, who), &open(size)).unwrap_err().code;
+        assert_eq!(refused(STRANGER, 1), ErrorCode::NotAuthorized);
+        assert_eq!(
+            refused(ADMIN, MAX_PLUGIN_BYTES as u64 + 1),
+            ErrorCode::UploadRejected
+        );
+        assert_eq!(refused(ADMIN, u64::MAX), ErrorCode::UploadRejected);
+        running.shutdown().await;
     }
 
     proptest! {

@@ -7,9 +7,10 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair,
 
 use super::*;
 
-struct Dir {
-    dir: tempfile::TempDir,
-    files: TlsFiles,
+/// A directory and the files in it.
+pub(crate) struct Dir {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) files: TlsFiles,
 }
 
 fn write_key(file: &Path, pem: &str, mode: u32) {
@@ -19,7 +20,7 @@ fn write_key(file: &Path, pem: &str, mode: u32) {
 }
 
 /// A directory with everything as it should be.
-fn good() -> Dir {
+pub(crate) fn good() -> Dir {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
     let mut ca = CertificateParams::new(Vec::new()).unwrap();
