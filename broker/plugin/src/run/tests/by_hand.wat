@@ -1,6 +1,21 @@
-;; A filter whose answer is written by hand: the shape of the filter world and no more.
+;; A filter whose answer is written by hand: the shape of the filter world, and a way to sleep.
 (component
+  (import "wasi:io/poll@0.2.0" (instance $poll
+    (export "pollable" (type $p (sub resource)))
+    (export "[method]pollable.block" (func (param "self" (borrow $p))))))
+  (alias export $poll "pollable" (type $pollable))
+  (import "wasi:clocks/monotonic-clock@0.2.0" (instance $clock
+    (alias outer 1 $pollable (type $outer))
+    (export "pollable" (type $p (eq $outer)))
+    (export "subscribe-duration" (func (param "when" u64) (result (own $p))))))
+  (core func $subscribe (canon lower (func $clock "subscribe-duration")))
+  (core func $block (canon lower (func $poll "[method]pollable.block")))
+  (core instance $host
+    (export "subscribe" (func $subscribe))
+    (export "block" (func $block)))
   (core module $m
+    (import "host" "subscribe" (func $subscribe (param i64) (result i32)))
+    (import "host" "block" (func $block (param i32)))
     (memory (export "memory") 1)
     (global $top (mut i32) (i32.const 1024))
     (func (export "realloc") (param i32 i32 i32 i32) (result i32)
@@ -17,7 +32,7 @@
     (func (export "filter")
       (param i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32) (result i32)
       (; body ;)))
-  (core instance $i (instantiate $m))
+  (core instance $i (instantiate $m (with "host" (instance $host))))
   (import "millstream:plugin/types@0.1.0" (instance $types
     (type $b (record
       (field "input" u32) (field "partition" u32) (field "data" (list u8))

@@ -327,3 +327,30 @@ async fn claims_of_gigabytes_cost_nothing() {
         );
     }
 }
+
+#[tokio::test]
+async fn a_guest_that_sleeps_is_cut_at_once() {
+    // An hour, then nothing at all: giving way is no waiting.
+    let sleep = |ns: u64| {
+        format!(
+            "(call $block (call $subscribe (i64.const {ns})))
+             (i32.store8 (i32.const 8) (i32.const 0))
+             (i32.store (i32.const 16) (i32.const 3))
+             (i32.const 8)"
+        )
+    };
+    let batch = quakes();
+    let hour = by_hand(&sleep(3_600_000_000_000));
+    let mut runner = Runner::new(engine(), hour, spec(&[], limits())).unwrap();
+    let error = runner.filter(&batch.columns()).await.unwrap_err();
+    assert!(
+        matches!(error.fault, Fault::Guest(GuestFault::Waited)),
+        "{error}"
+    );
+    let nothing = by_hand(&sleep(0));
+    let mut runner = Runner::new(engine(), nothing, spec(&[], limits())).unwrap();
+    assert_eq!(
+        runner.filter(&batch.columns()).await.unwrap(),
+        [Verdict::Drop; 3]
+    );
+}
