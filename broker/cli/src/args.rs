@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::bench;
 use crate::cmd;
 use crate::demo;
 use crate::output::Output;
@@ -126,6 +127,11 @@ impl Global {
 pub(crate) enum Command {
     /// Show the whole of it at work, in half a minute, and check it.
     Demo(demo::DemoArgs),
+    /// Measure this broker on this machine, beside the floors.
+    Bench(bench::BenchArgs),
+    /// The far end of a floor of `bench`.
+    #[command(hide = true)]
+    BenchSink(bench::sink::SinkArgs),
     /// Run a broker.
     Serve(cmd::serve::ServeArgs),
     /// Make certificates for a broker and its clients.

@@ -6,7 +6,6 @@
 
 mod act;
 mod check;
-mod child;
 mod expect;
 mod screen;
 mod setup;
@@ -20,9 +19,9 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use self::act::{Plan, perform};
 use self::check::Verdict;
-use self::child::Place;
 use self::expect::{EARTHQUAKES, Expected};
 use crate::args::Global;
+use crate::child::Place;
 use crate::clock;
 use crate::error::{CliError, Outcome};
 use crate::table::Table;
@@ -81,6 +80,7 @@ pub(crate) async fn run(global: &Global, args: DemoArgs) -> Outcome {
             pki: at("pki"),
             data: at("data"),
             log: at("broker.log"),
+            config: None,
         },
         pace: if args.fast { Duration::ZERO } else { VISIBLE },
         death: if args.fast {

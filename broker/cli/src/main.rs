@@ -5,6 +5,8 @@
 //! do with the `millstream` crate; the commands are written on it.
 
 mod args;
+mod bench;
+mod child;
 mod clock;
 mod cmd;
 mod demo;
@@ -54,6 +56,8 @@ fn run(cli: Cli) -> Outcome {
 async fn run_async(global: &Global, command: Command) -> Outcome {
     // Each command's future is boxed: the largest would set the size of all.
     match command {
+        Command::Bench(args) => Box::pin(bench::run(global, args)).await,
+        Command::BenchSink(args) => Box::pin(bench::sink::run(global, args)).await,
         Command::Demo(args) => Box::pin(demo::run(global, args)).await,
         Command::Serve(args) => Box::pin(cmd::serve::run(global, args)).await,
         Command::Status => Box::pin(cmd::status::run(global)).await,

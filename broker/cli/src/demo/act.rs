@@ -15,10 +15,10 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 
 use super::check::{Evidence, Seen};
-use super::child::{Broker, ChildError, Place};
 use super::expect::{Expected, PARTITIONS};
 use super::screen::{Counts, Screen};
 use super::setup::{self, Names};
+use crate::child::{Broker, ChildError, Place};
 use crate::clock;
 use crate::error::{CliError, Outcome};
 use crate::output::Output;

@@ -1,4 +1,4 @@
-//! The broker of the demo: this same binary as a child process, so that it can be killed for real.
+//! A broker for the demo and the bench: this same binary as a child process, so that it can be killed for real.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -19,18 +19,20 @@ const LOG_TAIL: u64 = 2000;
 
 /// Where a broker keeps what.
 #[derive(Clone, Debug)]
-pub(super) struct Place {
+pub(crate) struct Place {
     /// Certificates.
-    pub(super) pki: PathBuf,
+    pub(crate) pki: PathBuf,
     /// The store.
-    pub(super) data: PathBuf,
+    pub(crate) data: PathBuf,
     /// The log of all its lives.
-    pub(super) log: PathBuf,
+    pub(crate) log: PathBuf,
+    /// Its configuration, which then says where the others are; none for the defaults.
+    pub(crate) config: Option<PathBuf>,
 }
 
 /// A broker that runs. Dropping it kills it.
 #[derive(Debug)]
-pub(super) struct Broker {
+pub(crate) struct Broker {
     child: Child,
     addr: SocketAddr,
     // Kept open: a broker that writes to a closed pipe would see an error.
@@ -39,7 +41,7 @@ pub(super) struct Broker {
 
 /// Why there is no broker.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ChildError {
+pub(crate) enum ChildError {
     /// The process could not be started or watched.
     #[error("cannot run the broker: {0}")]
     Io(#[from] io::Error),
@@ -55,14 +57,20 @@ pub(super) enum ChildError {
 
 impl Broker {
     /// Starts a broker and waits until it serves.
-    pub(super) async fn start(place: &Place, listen: SocketAddr) -> Result<Self, ChildError> {
+    pub(crate) async fn start(place: &Place, listen: SocketAddr) -> Result<Self, ChildError> {
         let log = File::options().create(true).append(true).open(&place.log)?;
-        let mut child = Command::new(std::env::current_exe()?)
-            .args(["serve", "--listen", &listen.to_string()])
-            .arg("--pki")
-            .arg(&place.pki)
-            .arg("--data")
-            .arg(&place.data)
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg("serve");
+        match &place.config {
+            Some(config) => command.arg("--config").arg(config),
+            None => command
+                .args(["--listen", &listen.to_string()])
+                .arg("--pki")
+                .arg(&place.pki)
+                .arg("--data")
+                .arg(&place.data),
+        };
+        let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(log)
@@ -99,17 +107,17 @@ impl Broker {
     }
 
     /// Where it listens.
-    pub(super) fn addr(&self) -> SocketAddr {
+    pub(crate) fn addr(&self) -> SocketAddr {
         self.addr
     }
 
     /// Its process.
-    pub(super) fn id(&self) -> Option<u32> {
+    pub(crate) fn id(&self) -> Option<u32> {
         self.child.id()
     }
 
     /// SIGKILL, without any warning, and waits for the end.
-    pub(super) async fn kill(mut self) -> io::Result<ExitStatus> {
+    pub(crate) async fn kill(mut self) -> io::Result<ExitStatus> {
         self.child.start_kill()?;
         self.child.wait().await
     }
