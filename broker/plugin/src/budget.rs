@@ -128,4 +128,28 @@ mod tests {
         assert_eq!(budget.wait(start), 1000 * MS);
         assert_eq!(budget.wait(start + 1000 * MS), Duration::ZERO);
     }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_is_called_when_the_share_is_kept(
+            calls in proptest::collection::vec((0u64..200, 0u64..80, proptest::bool::ANY), 1..60)
+        ) {
+            let (mut budget, start) = budget();
+            let mut now = start;
+            let (mut used, mut last) = (Duration::ZERO, Duration::ZERO);
+            for (pause, cpu, failed) in calls {
+                now += Duration::from_millis(pause);
+                let wait = budget.wait(now);
+                now += wait;
+                proptest::prop_assert_eq!(budget.wait(now).as_millis(), 0);
+                // Before a call, all earlier ones are paid for: by the burst and the time since.
+                let earned = 0.1 + 0.5 * (now - start).as_secs_f64();
+                proptest::prop_assert!(used.as_secs_f64() <= earned + 1e-6, "{:?} {:?}", used, last);
+                last = Duration::from_millis(cpu);
+                used += last;
+                now += last;
+                budget.spend(now, last, failed);
+            }
+        }
+    }
 }

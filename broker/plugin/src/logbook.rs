@@ -381,4 +381,29 @@ mod tests {
         // Three at once, and one for the one second that the clock has really gone on.
         assert_eq!((messages(&book).len(), book.dropped()), (5, 16));
     }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_is_logged_the_book_is_bounded_and_in_order(
+            lines in proptest::collection::vec((0usize..3000, -50i64..400), 0..200)
+        ) {
+            let limits = LogLimits { lines: 20, bytes: 5000, lines_per_second: 10, bytes_per_second: 2000 };
+            let (book, time) = book(limits);
+            let mut earliest = 0;
+            for (count, (len, pause)) in lines.iter().enumerate() {
+                time.fetch_add(*pause, Ordering::Relaxed);
+                say(&book, &"x".repeat(*len));
+                let (read, next) = book.read(0, usize::MAX);
+                let bytes: usize = read.iter().map(|line| line.message.len()).sum();
+                proptest::prop_assert!(read.len() <= 20 && bytes <= 5000);
+                let gapless = read.windows(2).all(|pair| pair[0].sequence + 1 == pair[1].sequence);
+                proptest::prop_assert!(gapless);
+                if let (Some(first), Some(last)) = (read.first(), read.last()) {
+                    proptest::prop_assert!(first.sequence >= earliest && last.sequence + 1 == next);
+                    earliest = first.sequence;
+                }
+                proptest::prop_assert!(book.dropped() <= count as u64 + 1);
+            }
+        }
+    }
 }
