@@ -166,8 +166,6 @@ impl Bench {
             log: Arc::new(LogBook::new(LogLimits::default(), Arc::new(|| 0))),
             counters: Arc::default(),
         };
-        // A timer must have a runtime to stand on.
-        let _runtime = self.runtime.enter();
         let plugin = self.registry.load(guest.wasm).unwrap();
         Runner::new(self.registry.engine(), plugin, spec).unwrap()
     }
