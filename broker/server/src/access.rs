@@ -298,7 +298,7 @@ mod tests {
 
         let again = open(&store);
         assert!(may(&again, "acme/a", Operation::Produce, "acme/t"));
-        assert_eq!(again.visible_to(&admin), [produce.clone()]);
+        assert_eq!(again.visible_to(&admin), std::slice::from_ref(&produce));
         again.revoke(&admin, produce.clone()).await.unwrap();
         assert!(!may(&again, "acme/a", Operation::Produce, "acme/t"));
         let e = again.revoke(&admin, produce).await.unwrap_err();

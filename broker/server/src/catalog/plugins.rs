@@ -69,6 +69,19 @@ impl View {
             .map(|entry| format!("topic {}", entry.row.name))
     }
 
+    /// What removes these versions, and the bytes that no other version needs.
+    fn removal(&self, going: &[PluginVersion]) -> WriteBatch {
+        let mut batch = WriteBatch::new();
+        let all = || self.plugins.values().flat_map(|v| v.all.values());
+        for version in going {
+            PluginRow(version.clone()).delete(&mut batch);
+            if !all().any(|v| v.digest == version.digest && !going.contains(v)) {
+                batch.delete(Space::Blobs, blob_key(&version.digest));
+            }
+        }
+        batch
+    }
+
     fn find(&self, name: &PluginName, version: Option<u32>) -> Result<&PluginVersion, PluginError> {
         let unknown = || PluginError::Unknown(name.clone());
         let all = &self.plugins.get(name).ok_or_else(unknown)?.all;
@@ -237,35 +250,27 @@ impl Catalog {
         used_elsewhere: impl Fn(&PluginName, u32) -> Option<String>,
     ) -> Result<(), PluginError> {
         let _turn = self.changing.lock().await;
-        let mut batch = WriteBatch::new();
-        let going: Vec<u32> = {
+        let going: Vec<PluginVersion> = {
             let view = self.view();
             let found = view.find(name, version)?;
-            let going = match version {
+            match version {
                 Some(_) => vec![found.clone()],
                 None => view.plugins[name].all.values().cloned().collect(),
-            };
-            for version in &going {
-                let number = version.version;
-                let by = view
-                    .attached_to(name, number)
-                    .or_else(|| used_elsewhere(name, number));
-                if let Some(by) = by {
-                    return Err(PluginError::InUse {
-                        plugin: name.clone(),
-                        version: number,
-                        by,
-                    });
-                }
-                PluginRow(version.clone()).delete(&mut batch);
-                let stays = |v: &PluginVersion| v.plugin != *name || !going.contains(v);
-                let all = view.plugins.values().flat_map(|v| v.all.values());
-                if !all.filter(|v| stays(v)).any(|v| v.digest == version.digest) {
-                    batch.delete(Space::Blobs, blob_key(&version.digest));
-                }
             }
-            going.iter().map(|version| version.version).collect()
         };
+        for PluginVersion { version, .. } in &going {
+            // The view is let go of first: others are asked, who may look at it themselves.
+            let attached = self.view().attached_to(name, *version);
+            if let Some(by) = attached.or_else(|| used_elsewhere(name, *version)) {
+                return Err(PluginError::InUse {
+                    plugin: name.clone(),
+                    version: *version,
+                    by,
+                });
+            }
+        }
+        let batch = self.view().removal(&going);
+        let going: Vec<u32> = going.iter().map(|version| version.version).collect();
         self.commit_plugin(name, batch).await?;
         tracing::info!(plugin = %name, versions = ?going, "deleted");
         let mut view = self.show();
