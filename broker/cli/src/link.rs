@@ -1,6 +1,7 @@
 //! From the command line to a connected client, and from the client's errors to ours.
 
 use std::path::Path;
+use std::time::Duration;
 
 use millstream::{Client, ClientConfig, Context, ContextError, Contexts, Identity};
 use millstream::{ConnectError, ConsumeError, ProduceError, RequestError, UploadError};
@@ -12,10 +13,32 @@ use crate::error::{CliError, Exit, Outcome};
 /// Where a broker listens unless said otherwise.
 pub(crate) const DEFAULT_ADDR: &str = "127.0.0.1:7440";
 
+/// Time for a goodbye to be sent. A broker that misses it notices the silence.
+const GOODBYE: Duration = Duration::from_millis(20);
+/// How long a command tries to reach the broker. Somebody waits for it.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
+
 /// Connects as the command line, the environment and the context say.
 pub(crate) async fn connect(global: &Global) -> Outcome<Client> {
     let config = client_config(global)?;
-    connect_with(config).await
+    connect_with(config.connect_deadline(CONNECT_DEADLINE)).await
+}
+
+/// Connects, does `work` and takes leave, so that the broker does not wait for a process that has
+/// ended.
+pub(crate) async fn with<T, E: Into<CliError>>(
+    global: &Global,
+    work: impl AsyncFnOnce(&Client) -> Result<T, E>,
+) -> Outcome<T> {
+    let client = connect(global).await?;
+    let outcome = work(&client).await;
+    leave(&client).await;
+    outcome.map_err(Into::into)
+}
+
+/// Says goodbye. What was done is acknowledged by now, so the answer is not waited for.
+pub(crate) async fn leave(client: &Client) {
+    let _ = tokio::time::timeout(GOODBYE, client.close()).await;
 }
 
 /// Connects with a configuration at hand.

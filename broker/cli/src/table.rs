@@ -50,11 +50,6 @@ impl Table {
         self.rows.push(row);
     }
 
-    /// Whether there is any row.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.rows.is_empty()
-    }
-
     fn widths(&self) -> Vec<usize> {
         let cells = |i: usize| self.rows.iter().map(move |row| width(&row[i]));
         let columns = self.columns.iter().enumerate();
@@ -128,7 +123,6 @@ mod tests {
     #[test]
     fn short_rows_are_filled() {
         let mut table = Table::new(&["A", "B"]);
-        assert!(table.is_empty());
         table.row(["only"]);
         assert_eq!(table.to_string(), "A     B\nonly");
     }

@@ -1,6 +1,7 @@
 //! `millstream acl`: who may do what.
 
 use clap::{Args, Subcommand};
+use millstream::Client;
 use millstream_proto::Principal;
 use millstream_proto::acl::{AclRule, Effect, Operation, Pattern, ResourceKind};
 use serde::Serialize;
@@ -141,15 +142,18 @@ pub(crate) async fn run(global: &Global, command: AclCommand) -> Outcome {
     match command {
         AclCommand::Grant(args) => {
             let rule = args.rule()?;
-            link::connect(global).await?.grant(rule.clone()).await?;
+            link::with(global, async |client| client.grant(rule.clone()).await).await?;
             out.done(&format!("granted: {rule}"), &rule)
         }
         AclCommand::Revoke(args) => {
             let rule = args.rule()?;
-            link::connect(global).await?.revoke(rule.clone()).await?;
+            link::with(global, async |client| client.revoke(rule.clone()).await).await?;
             out.done(&format!("revoked: {rule}"), &rule)
         }
-        AclCommand::List => list(out, &link::connect(global).await?.list_rules().await?),
+        AclCommand::List => list(
+            out,
+            &link::with(global, async |client| client.list_rules().await).await?,
+        ),
         AclCommand::Check(args) => check(global, args).await,
     }
 }
@@ -180,10 +184,12 @@ async fn check(global: &Global, args: CheckArgs) -> Outcome {
         resource,
     } = args;
     let (kind, name) = resource.split()?;
-    let client = link::connect(global).await?;
-    let (allowed, rule) = client
-        .check_access(principal.clone(), operation, kind, name.as_str())
-        .await?;
+    let asked = async |client: &Client| {
+        client
+            .check_access(principal.clone(), operation, kind, name.as_str())
+            .await
+    };
+    let (allowed, rule) = link::with(global, asked).await?;
     let by = rule
         .as_ref()
         .map_or("no rule is about it".to_owned(), |rule| {

@@ -110,7 +110,7 @@ pub(crate) async fn run(global: &Global, args: ConsumeArgs) -> Outcome {
     let finished = work.commit().await;
     let shown = work.shown;
     drop(work);
-    client.close().await;
+    link::leave(&client).await;
     outcome.and(finished)?;
     let plural = if shown == 1 { "" } else { "s" };
     out.note(&format!("{} record{plural}", show_count(shown)));

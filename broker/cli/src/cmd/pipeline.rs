@@ -90,31 +90,29 @@ pub(crate) async fn run(global: &Global, command: PipelineCommand) -> Outcome {
     match command {
         PipelineCommand::Apply(args) => apply(global, &args).await,
         PipelineCommand::List { tenant } => {
-            let pipelines = link::connect(global)
-                .await?
-                .list_pipelines(tenant.as_ref())
-                .await?;
+            let pipelines = link::with(global, async |client| {
+                client.list_pipelines(tenant.as_ref()).await
+            })
+            .await?;
             list(out, &pipelines)
         }
         PipelineCommand::Show { pipeline } => show(
             out,
-            &link::connect(global).await?.show_pipeline(pipeline).await?,
+            &link::with(global, async |client| client.show_pipeline(pipeline).await).await?,
         ),
         PipelineCommand::Pause { pipeline } => {
-            let info = link::connect(global)
-                .await?
-                .pause_pipeline(pipeline)
-                .await?;
+            let info =
+                link::with(global, async |client| client.pause_pipeline(pipeline).await).await?;
             out.done(
                 &format!("paused {}", info.spec.name),
                 &PipelineView::new(&info),
             )
         }
         PipelineCommand::Resume { pipeline } => {
-            let info = link::connect(global)
-                .await?
-                .resume_pipeline(pipeline)
-                .await?;
+            let info = link::with(global, async |client| {
+                client.resume_pipeline(pipeline).await
+            })
+            .await?;
             let sentence = format!("{} is {} again", info.spec.name, state_word(&info.state));
             out.done(&sentence, &PipelineView::new(&info))
         }
@@ -131,10 +129,10 @@ pub(crate) async fn run(global: &Global, command: PipelineCommand) -> Outcome {
             pipeline,
             yes: true,
         } => {
-            link::connect(global)
-                .await?
-                .delete_pipeline(pipeline.clone())
-                .await?;
+            link::with(global, async |client| {
+                client.delete_pipeline(pipeline.clone()).await
+            })
+            .await?;
             out.done(
                 &format!("deleted {pipeline}"),
                 &serde_json::json!({ "deleted": pipeline }),
@@ -159,7 +157,7 @@ async fn apply(global: &Global, args: &ApplyArgs) -> Outcome {
         CliError::usage(format!("{}: {why}", path.display()))
             .next("see `millstream pipeline apply --help` for the format")
     })?;
-    let info = link::connect(global).await?.apply_pipeline(spec).await?;
+    let info = link::with(global, async |client| client.apply_pipeline(spec).await).await?;
     let name = &info.spec.name;
     let sentence = format!(
         "applied {name}, which is {}\nnext: millstream pipeline show {name}",

@@ -149,7 +149,7 @@ pub(crate) async fn run(global: &Global, args: ProduceArgs) -> Outcome {
     let mut summary = work.summary;
     summary.seconds = started.elapsed().as_secs_f64();
     let closed = producer.close().await.map_err(CliError::from);
-    client.close().await;
+    link::leave(&client).await;
     // The first error is the cause; those behind it follow from it.
     match outcome.and(settled).and(closed) {
         Ok(()) => tell(out, &args.topic, &summary),
@@ -373,10 +373,12 @@ mod tests {
             base: Offset(base),
             count,
         };
-        let mut placed = BatchPlaced::default();
-        placed.records = records;
-        placed.placements = placements.iter().map(place).collect();
-        placed
+        let placements = placements.iter().map(place).collect();
+        BatchPlaced {
+            records,
+            placements,
+            dropped: 0,
+        }
     }
 
     #[test]

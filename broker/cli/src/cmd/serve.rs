@@ -78,12 +78,19 @@ pub(crate) async fn run(global: &Global, args: ServeArgs) -> Outcome {
     tracing::info!("{first}: finishing what is open; a second signal stops at once");
     tokio::select! {
         () = running.shutdown() => Ok(()),
-        second = signals.next() => {
-            complain(&format!("{second}: stopped at once"));
-            // Returning would wait for work on blocking threads to end.
-            std::process::exit(Exit::Failure as i32)
-        }
+        second = signals.next() => stop_at_once(second),
     }
+}
+
+/// Whoever signals twice does not want to wait for anything, a disk that hangs included: what is
+/// acknowledged is durable already.
+#[allow(
+    clippy::disallowed_methods,
+    reason = "returning would wait for threads to end"
+)]
+fn stop_at_once(signal: &str) -> ! {
+    complain(&format!("{signal}: stopped at once"));
+    std::process::exit(Exit::Failure as i32)
 }
 
 fn start_log(global: &Global, format: LogFormat) {

@@ -10,8 +10,13 @@ use crate::table::Table;
 
 /// Shows it. A shard that has stopped is an error, so that a health check needs no parser.
 pub(crate) async fn run(global: &Global) -> Outcome {
-    let client = link::connect(global).await?;
-    let (status, principal) = (client.status().await?, client.principal());
+    let (status, principal) = link::with(global, async |client| {
+        client
+            .status()
+            .await
+            .map(|status| (status, client.principal()))
+    })
+    .await?;
     let out = global.output();
     if out.json {
         out.document(&status)?;

@@ -172,10 +172,16 @@ pub(crate) async fn run(global: &Global, command: TopicCommand) -> Outcome {
         }
         _ => {}
     }
-    let (out, client) = (global.output(), link::connect(global).await?);
+    link::with(global, async |client| {
+        work(global.output(), client, command).await
+    })
+    .await
+}
+
+async fn work(out: Output, client: &Client, command: TopicCommand) -> Outcome {
     match command {
-        TopicCommand::Create(args) => create(out, &client, args).await,
-        TopicCommand::List { tenant } => list(out, &client, tenant).await,
+        TopicCommand::Create(args) => create(out, client, args).await,
+        TopicCommand::List { tenant } => list(out, client, tenant).await,
         TopicCommand::Describe { topic } => describe(out, &client.describe_topic(topic).await?),
         TopicCommand::Alter(args) => {
             let info = client

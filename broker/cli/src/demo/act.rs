@@ -21,6 +21,7 @@ use super::setup::{self, Names};
 use crate::child::{Broker, ChildError, Place};
 use crate::clock;
 use crate::error::{CliError, Outcome};
+use crate::link;
 use crate::output::Output;
 use crate::quantity::show_bytes;
 use crate::view::behind;
@@ -89,7 +90,7 @@ pub(super) async fn perform(plan: &Plan) -> Outcome<Evidence> {
     evidence.stored = read(&client, &names.quakes).await?;
     evidence.alerts = read(&client, &names.alerts).await?;
     evidence.log = read(&client, &names.log).await?;
-    client.close().await;
+    link::leave(&client).await;
     broker.kill().await.map_err(CliError::failure)?;
     Ok(evidence)
 }

@@ -88,7 +88,7 @@ async fn connect(pki: &Path, addr: SocketAddr, tenant: &str, name: &str) -> Outc
 /// As the administrator, lets the client do what it needs to, and connects as that client.
 pub(super) async fn client(pki: &Path, addr: SocketAddr) -> Outcome<Client> {
     let admin = connect(pki, addr, pki::ADMIN_TENANT, pki::ADMIN_NAME).await?;
-    let everybody = format!("spiffe://demo.local/{TENANT}/{CLIENT}");
+    let principal = format!("spiffe://demo.local/{TENANT}/{CLIENT}");
     for (resource, operations) in [
         (
             ResourceKind::Topic,
@@ -109,7 +109,7 @@ pub(super) async fn client(pki: &Path, addr: SocketAddr) -> Outcome<Client> {
         ),
     ] {
         let rule = AclRule {
-            principal: everybody.parse().map_err(CliError::failure)?,
+            principal: principal.parse().map_err(CliError::failure)?,
             resource,
             name: format!("{TENANT}/*").parse().map_err(CliError::failure)?,
             operations,
@@ -117,7 +117,7 @@ pub(super) async fn client(pki: &Path, addr: SocketAddr) -> Outcome<Client> {
         };
         admin.grant(rule).await?;
     }
-    admin.close().await;
+    link::leave(&admin).await;
     connect(pki, addr, TENANT, CLIENT).await
 }
 

@@ -117,7 +117,10 @@ fn explain_new(error: ScaffoldError) -> CliError {
 /// Compiles a crate.
 pub(super) fn build(global: &Global, args: &BuildArgs) -> Outcome {
     let out = global.output();
-    let target = args.dir.join("target");
+    // Cargo runs in the crate's directory: a relative path would count from there.
+    let absolute =
+        |path: &Path| std::path::absolute(path).map_err(|e| CliError::file("find", path, &e));
+    let target = absolute(&args.dir.join("target"))?;
     let mut say = |progress: Progress<'_>| match progress {
         Progress::Cargo(line) | Progress::Target(line) => out.note(line),
     };
@@ -150,7 +153,7 @@ pub(super) fn build(global: &Global, args: &BuildArgs) -> Outcome {
 fn place(artifact: Artifact, out: Option<&Path>) -> Outcome<Built> {
     let Artifact { name, path } = artifact;
     let path = match out {
-        None => path,
+        None => from_here(path),
         Some(dir) => {
             let to = dir.join(format!("{name}.wasm"));
             fs::create_dir_all(dir).map_err(|e| CliError::file("create", dir, &e))?;
@@ -162,6 +165,13 @@ fn place(artifact: Artifact, out: Option<&Path>) -> Outcome<Built> {
         .map_err(|e| CliError::file("read", &path, &e))?
         .len();
     Ok(Built { name, path, bytes })
+}
+
+/// The path as it is shorter to type, where it lies below the current directory.
+fn from_here(path: PathBuf) -> PathBuf {
+    let here = std::env::current_dir().ok();
+    let below = here.and_then(|here| path.strip_prefix(here).map(Path::to_owned).ok());
+    below.unwrap_or(path)
 }
 
 fn explain_build(error: BuildError) -> CliError {

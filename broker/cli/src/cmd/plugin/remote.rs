@@ -93,17 +93,18 @@ pub(super) async fn upload(global: &Global, args: UploadArgs) -> Outcome {
         .next("build it with `millstream plugin build`, which strips it"));
     }
     let component = Bytes::from(fs::read(path).map_err(|e| CliError::file("read", path, &e))?);
-    let (out, client) = (global.output(), link::connect(global).await?);
+    let out = global.output();
     let bar = out.progress("uploading", Some(size));
     let seen = bar.clone();
-    let uploaded = client
-        .upload_plugin(args.plugin, component, move |bytes| {
-            seen.set_position(bytes);
-            if bytes >= size {
-                seen.set_message("compiling");
-            }
-        })
-        .await;
+    let progress = move |bytes| {
+        seen.set_position(bytes);
+        if bytes >= size {
+            seen.set_message("compiling");
+        }
+    };
+    let upload =
+        async |client: &Client| client.upload_plugin(args.plugin, component, progress).await;
+    let uploaded = link::with(global, upload).await;
     bar.finish_and_clear();
     let version = uploaded?;
     let sentence = format!(
@@ -119,10 +120,10 @@ pub(super) async fn upload(global: &Global, args: UploadArgs) -> Outcome {
 
 /// Lists versions.
 pub(super) async fn list(global: &Global, tenant: Option<Tenant>) -> Outcome {
-    let versions = link::connect(global)
-        .await?
-        .list_plugins(tenant.as_ref())
-        .await?;
+    let versions = link::with(global, async |client| {
+        client.list_plugins(tenant.as_ref()).await
+    })
+    .await?;
     let mut table = Table::new(&["PLUGIN", "VERSION#", "KIND", "SIZE#", "UPLOADED", "SHA256"]);
     for version in &versions {
         let digest = version.digest.to_string();
@@ -154,10 +155,10 @@ pub(super) async fn delete(global: &Global, plugin: PluginRef, all: bool) -> Out
             )),
         );
     }
-    link::connect(global)
-        .await?
-        .delete_plugin(plugin.clone(), version)
-        .await?;
+    link::with(global, async |client| {
+        client.delete_plugin(plugin.clone(), version).await
+    })
+    .await?;
     let which = version.map_or("all versions".to_owned(), |v| format!("version {v}"));
     let document = serde_json::json!({ "deleted": plugin, "version": version });
     global
@@ -169,10 +170,10 @@ pub(super) async fn delete(global: &Global, plugin: PluginRef, all: bool) -> Out
 pub(super) async fn attach(global: &Global, args: AttachArgs) -> Outcome {
     let wanted = plugin_use(&args.plugin, &args.config, args.on_error).map_err(CliError::usage)?;
     let name = wanted.plugin.clone();
-    let info = link::connect(global)
-        .await?
-        .attach(args.topic, wanted)
-        .await?;
+    let info = link::with(global, async |client| {
+        client.attach(args.topic, wanted).await
+    })
+    .await?;
     // The broker has filled in the version.
     let used = info.chain.iter().find(|used| used.plugin == name);
     let shown = used.map_or_else(|| name.to_string(), show_ref);
@@ -185,10 +186,10 @@ pub(super) async fn attach(global: &Global, args: AttachArgs) -> Outcome {
 
 /// Takes a plugin off a topic.
 pub(super) async fn detach(global: &Global, topic: TopicName, plugin: PluginName) -> Outcome {
-    let info = link::connect(global)
-        .await?
-        .detach(topic, plugin.clone())
-        .await?;
+    let info = link::with(global, async |client| {
+        client.detach(topic, plugin.clone()).await
+    })
+    .await?;
     global
         .output()
         .done(&format!("{plugin} is off {}", info.topic), &info)
@@ -196,18 +197,23 @@ pub(super) async fn detach(global: &Global, topic: TopicName, plugin: PluginName
 
 /// Shows what a plugin wrote.
 pub(super) async fn logs(global: &Global, args: LogsArgs) -> Outcome {
-    let (out, client) = (global.output(), link::connect(global).await?);
-    let mut from = print_from(out, &client, &args.plugin, args.from).await?;
-    while args.follow {
-        tokio::select! {
-            interrupted = tokio::signal::ctrl_c() => {
-                return interrupted.map_err(|e| CliError::failure(format!("cannot wait for signals: {e}")));
-            }
-            () = tokio::time::sleep(FOLLOW_EVERY) => {}
+    let out = global.output();
+    link::with(global, async |client| {
+        let mut from = print_from(out, client, &args.plugin, args.from).await?;
+        if !args.follow {
+            return Ok(());
         }
-        from = print_from(out, &client, &args.plugin, from).await?;
-    }
-    Ok(())
+        loop {
+            tokio::select! {
+                interrupted = tokio::signal::ctrl_c() => {
+                    return interrupted.map_err(CliError::failure);
+                }
+                () = tokio::time::sleep(FOLLOW_EVERY) => {}
+            }
+            from = print_from(out, client, &args.plugin, from).await?;
+        }
+    })
+    .await
 }
 
 /// Prints the lines from `from` on and returns the number of the next one.
