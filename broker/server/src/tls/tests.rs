@@ -3,14 +3,19 @@
 use std::fs;
 
 use proptest::prelude::*;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, KeyUsagePurpose, SanType,
+};
 
 use super::*;
+
+mod handshake;
 
 /// A directory and the files in it.
 pub(crate) struct Dir {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) files: TlsFiles,
+    ca: CertifiedIssuer<'static, KeyPair>,
 }
 
 fn write_key(file: &Path, pem: &str, mode: u32) {
@@ -25,6 +30,7 @@ pub(crate) fn good() -> Dir {
     let path = |name: &str| dir.path().join(name);
     let mut ca = CertificateParams::new(Vec::new()).unwrap();
     ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    ca.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let ca = CertifiedIssuer::self_signed(ca, KeyPair::generate().unwrap()).unwrap();
     let key = KeyPair::generate().unwrap();
     let cert = CertificateParams::new(vec!["localhost".into()]).unwrap();
@@ -33,7 +39,7 @@ pub(crate) fn good() -> Dir {
     fs::write(path("server.pem"), cert.pem()).unwrap();
     write_key(&path("server.key"), &key.serialize_pem(), 0o600);
     let files = TlsFiles::new(path("server.pem"), path("server.key"), path("ca.pem"));
-    Dir { dir, files }
+    Dir { dir, files, ca }
 }
 
 /// What `files` are refused with, in words.
@@ -43,7 +49,9 @@ fn refused(files: &TlsFiles) -> String {
 
 #[test]
 fn good_files_give_a_strict_configuration() {
-    let Dir { dir: _dir, files } = good();
+    let Dir {
+        dir: _dir, files, ..
+    } = good();
     let config = server_config(&files).unwrap();
     assert_eq!(config.alpn_protocols, [ALPN]);
     assert_eq!(
@@ -59,7 +67,7 @@ fn good_files_give_a_strict_configuration() {
 
 #[test]
 fn a_key_that_others_can_read_is_refused_with_the_remedy() {
-    let Dir { dir, files } = good();
+    let Dir { dir, files, .. } = good();
     let pem = fs::read_to_string(&files.key).unwrap();
     for mode in [0o644, 0o640, 0o604, 0o620] {
         let file = dir.path().join(format!("{mode:o}.key"));
@@ -77,7 +85,7 @@ fn a_key_that_others_can_read_is_refused_with_the_remedy() {
 
 #[test]
 fn every_wrong_file_is_named() {
-    let Dir { dir, files } = good();
+    let Dir { dir, files, .. } = good();
     let junk = dir.path().join("junk.pem");
     write_key(&junk, "nothing here", 0o600);
     for path in [junk, dir.path().join("missing.pem")] {

@@ -1,0 +1,155 @@
+//! Handshakes in memory: who gets in, and why the others do not.
+
+use rcgen::{
+    CertificateRevocationListParams, ExtendedKeyUsagePurpose, KeyIdMethod, RevocationReason,
+    RevokedCertParams, SerialNumber, date_time_ymd,
+};
+use rustls::pki_types::{PrivatePkcs8KeyDer, ServerName};
+use rustls::{CertificateError, ClientConfig, ClientConnection, Error, ServerConnection};
+
+use super::*;
+
+/// What a client shows.
+type Shown = Option<(CertificateDer<'static>, PrivateKeyDer<'static>)>;
+
+/// A certificate of this authority for a client, changed by `change`.
+fn issued(dir: &Dir, change: impl FnOnce(&mut CertificateParams)) -> Shown {
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    let uri = "spiffe://d/acme/a".try_into().unwrap();
+    params.subject_alt_names = vec![SanType::URI(uri)];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    change(&mut params);
+    let key = KeyPair::generate().unwrap();
+    let cert = params.signed_by(&key, &dir.ca).unwrap();
+    let key = PrivatePkcs8KeyDer::from(key.serialize_der());
+    Some((cert.der().clone(), key.into()))
+}
+
+fn client(dir: &Dir, shown: Shown, alpn: &[u8]) -> ClientConfig {
+    let mut roots = RootCertStore::empty();
+    roots.add(dir.ca.der().clone()).unwrap();
+    let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots);
+    let mut config = match shown {
+        Some((cert, key)) => config.with_client_auth_cert(vec![cert], key).unwrap(),
+        None => config.with_no_client_auth(),
+    };
+    config.alpn_protocols = vec![alpn.to_vec()];
+    config
+}
+
+/// Passes messages to and fro: whom the server takes the client for, or what it objects to.
+fn handshake(dir: &Dir, client: ClientConfig) -> Result<Principal, Error> {
+    let name = ServerName::try_from("localhost").unwrap();
+    let mut client = ClientConnection::new(Arc::new(client), name).unwrap();
+    let config = server_config(&dir.files).unwrap();
+    let mut server = ServerConnection::new(Arc::new(config)).unwrap();
+    for _ in 0..8 {
+        let mut bytes = Vec::new();
+        while client.wants_write() {
+            client.write_tls(&mut bytes).unwrap();
+        }
+        let mut rest = &bytes[..];
+        while !rest.is_empty() {
+            server.read_tls(&mut rest).unwrap();
+            server.process_new_packets()?;
+        }
+        let mut bytes = Vec::new();
+        while server.wants_write() {
+            server.write_tls(&mut bytes).unwrap();
+        }
+        let mut rest = &bytes[..];
+        while !rest.is_empty() {
+            client.read_tls(&mut rest).unwrap();
+            client.process_new_packets().unwrap();
+        }
+    }
+    assert!(!server.is_handshaking() && server.alpn_protocol() == Some(ALPN));
+    let suite = server.negotiated_cipher_suite().unwrap().suite();
+    assert_eq!(suite, CipherSuite::TLS13_AES_128_GCM_SHA256);
+    Ok(principal(server.peer_certificates().unwrap()).unwrap())
+}
+
+/// What the server objects to in this certificate.
+fn objection(dir: &Dir, shown: Shown) -> CertificateError {
+    match handshake(dir, client(dir, shown, ALPN)).unwrap_err() {
+        Error::InvalidCertificate(e) => e,
+        other => panic!("{other}"),
+    }
+}
+
+#[test]
+fn a_client_of_the_authority_gets_in_as_its_principal() {
+    let dir = good();
+    let shown = issued(&dir, |_| ());
+    let who = handshake(&dir, client(&dir, shown, ALPN)).unwrap();
+    assert_eq!(who.as_str(), "spiffe://d/acme/a");
+}
+
+#[test]
+fn nobody_gets_in_without_a_certificate_or_with_another_protocol() {
+    let dir = good();
+    let without = handshake(&dir, client(&dir, None, ALPN));
+    assert_eq!(without, Err(Error::NoCertificatesPresented));
+    let shown = issued(&dir, |_| ());
+    let other = handshake(&dir, client(&dir, shown, b"h3"));
+    assert_eq!(other, Err(Error::NoApplicationProtocol));
+}
+
+#[test]
+fn certificates_of_others_expired_ones_and_those_of_servers_do_not_count() {
+    let dir = good();
+    let foreign = issued(&good(), |_| ());
+    assert!(matches!(
+        objection(&dir, foreign),
+        CertificateError::UnknownIssuer | CertificateError::BadSignature
+    ));
+    let expired = issued(&dir, |params| {
+        params.not_before = date_time_ymd(2020, 1, 1);
+        params.not_after = date_time_ymd(2020, 2, 1);
+    });
+    assert!(matches!(
+        objection(&dir, expired),
+        CertificateError::ExpiredContext { .. }
+    ));
+    let of_server = issued(&dir, |params| {
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    });
+    assert!(matches!(
+        objection(&dir, of_server),
+        CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. }
+    ));
+}
+
+#[test]
+fn a_revoked_certificate_is_refused_and_the_others_are_not() {
+    let mut dir = good();
+    let revoked = RevokedCertParams {
+        serial_number: SerialNumber::from(7),
+        revocation_time: date_time_ymd(2024, 1, 1),
+        reason_code: Some(RevocationReason::KeyCompromise),
+        invalidity_date: None,
+    };
+    // Run out long ago: what it revokes stays revoked.
+    let list = CertificateRevocationListParams {
+        this_update: date_time_ymd(2024, 1, 1),
+        next_update: date_time_ymd(2024, 2, 1),
+        crl_number: SerialNumber::from(1),
+        issuing_distribution_point: None,
+        revoked_certs: vec![revoked],
+        key_identifier_method: KeyIdMethod::Sha256,
+    };
+    let list = list.signed_by(&dir.ca).unwrap().pem().unwrap();
+    let file = dir.dir.path().join("revoked.pem");
+    fs::write(&file, list).unwrap();
+    dir.files.revocation_lists = vec![file];
+    let numbered = |number: u64| {
+        issued(&dir, |params| {
+            params.serial_number = Some(SerialNumber::from(number))
+        })
+    };
+    assert_eq!(objection(&dir, numbered(7)), CertificateError::Revoked);
+    assert!(handshake(&dir, client(&dir, numbered(8), ALPN)).is_ok());
+}
