@@ -23,12 +23,11 @@ use millstream_proto::batch::BatchBuilder;
 use millstream_proto::limits::{DEFAULT_BATCH_BYTES, MAX_BATCH_BYTES};
 use millstream_proto::{Codec, PartitionId, ProducerId, TopicName};
 use tokio::sync::Notify;
-use tokio::time::Instant;
 
 use self::core::{Core, Offer, Settings};
 use self::gather::{Gather, Rules, Sealed};
 use self::slot::Slot;
-use crate::ambient::{now_ms, random_u64};
+use crate::ambient::{Running, Stopped, random_u64};
 use crate::connect::Client;
 use crate::error::ProduceError;
 use crate::record::Record;
@@ -256,7 +255,7 @@ impl Producer {
         record: &Record<'_>,
     ) -> Result<Option<(Delivery, bool)>, ProduceError> {
         let first = core.gather().is_empty();
-        let offered = core.offer(record, Instant::now(), now_ms());
+        let offered = core.offer(record, &Running);
         let sealed = core.take_sealed() > 0;
         if (first || sealed) && core.wake_writer() {
             self.shared.writer.notify_one();
@@ -313,9 +312,9 @@ impl Producer {
     where
         I: Iterator<Item = Record<'a>>,
     {
-        let (now, clock) = (Instant::now(), now_ms());
+        let clock = Stopped::now();
         let first = core.gather().is_empty();
-        let turn = bulk.fill(core, now, clock);
+        let turn = bulk.fill(core, &clock);
         let sealed = core.take_sealed() > 0;
         if (first || sealed) && core.wake_writer() {
             self.shared.writer.notify_one();
@@ -437,13 +436,13 @@ struct Bulk<'a, I> {
 }
 
 impl<'a, I: Iterator<Item = Record<'a>>> Bulk<'a, I> {
-    fn fill(&mut self, core: &mut Core, now: Instant, now_ms: i64) -> Result<Turn, ProduceError> {
+    fn fill(&mut self, core: &mut Core, clock: &Stopped) -> Result<Turn, ProduceError> {
         for _ in 0..RECORDS_AT_ONCE {
             let Some(record) = self.held.take().or_else(|| self.records.next()) else {
                 core.check_open()?;
                 return Ok(Turn::Done);
             };
-            match core.offer(&record, now, now_ms)? {
+            match core.offer(&record, clock)? {
                 Offer::Taken(lane) => {
                     self.taken += 1;
                     self.slots.extend(core.gather().take_along(lane, self.call));

@@ -4,6 +4,8 @@ use bytes::Bytes;
 use millstream_proto::batch::{NewHeader, NewRecord};
 use millstream_proto::{Offset, PartitionId};
 
+use crate::ambient::Clock;
+
 /// A record to be produced. It borrows what it is made of: the bytes are copied
 /// once, into the batch that carries them.
 ///
@@ -70,14 +72,20 @@ impl<'a> Record<'a> {
         self
     }
 
-    /// The record as a batch takes it.
-    pub(crate) fn stamped(&self, now_ms: i64) -> NewRecord<'a> {
+    /// The record as a batch takes it, with the time now where it has none.
+    pub(crate) fn stamped(&self, clock: &impl Clock) -> NewRecord<'a> {
         NewRecord {
             key: self.key,
             value: self.value,
             headers: self.headers,
-            timestamp: self.timestamp.unwrap_or(now_ms),
+            timestamp: self.timestamp.unwrap_or_else(|| clock.millis()),
         }
+    }
+
+    /// Bytes of key, value and headers.
+    pub(crate) fn size(&self) -> usize {
+        let headers = self.headers.iter().map(|(n, v)| n.len() + v.len());
+        self.key.map_or(0, <[u8]>::len) + self.value.map_or(0, <[u8]>::len) + headers.sum::<usize>()
     }
 }
 

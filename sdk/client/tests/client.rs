@@ -280,10 +280,10 @@ async fn a_closed_client_fails_what_is_open() {
         .unwrap();
     let delivery = producer.send(&Record::value(b"v")).await.unwrap();
     client.close().await;
-    assert_eq!(
-        delivery.await.unwrap_err(),
-        ProduceError::Closed { topic: topic() }
-    );
+    let closed = ProduceError::Closed { topic: topic() };
+    assert_eq!(delivery.await.unwrap_err(), closed);
+    assert_eq!(producer.flush().await, Err(closed.clone()));
+    assert_eq!(producer.close().await, Err(closed));
     assert_eq!(
         client.status().await.unwrap_err(),
         RequestError::Connect(ConnectError::Closed)

@@ -2,6 +2,9 @@
 //!
 //! Pure but for telling slots: time is an argument, the socket is the driver's.
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +19,7 @@ use tokio::time::Instant;
 use super::gather::{Gather, LaneId, NotTaken, Sealed};
 use super::slot::{Outcome, Slot};
 use super::window::{Answered, Window};
+use crate::ambient::Clock;
 use crate::error::ProduceError;
 use crate::record::Record;
 use crate::retry::Attempts;
@@ -37,7 +41,11 @@ enum Phase {
     Closing {
         end_sent: bool,
     },
-    Over(ProduceError),
+    /// Nothing more happens. `clean` when everything taken was settled before.
+    Over {
+        why: ProduceError,
+        clean: bool,
+    },
 }
 
 /// What the writer does next.
@@ -122,20 +130,16 @@ impl Core {
     pub(crate) fn offer(
         &mut self,
         record: &Record<'_>,
-        now: Instant,
-        now_ms: i64,
+        clock: &impl Clock,
     ) -> Result<Offer, ProduceError> {
         self.check_open()?;
-        let (len, max) = (
-            record.stamped(0).size(),
-            self.gather.rules().max_record_bytes,
-        );
+        let (len, max) = (record.size(), self.gather.rules().max_record_bytes);
         if len > max {
             let topic = self.topic.clone();
             return Err(ProduceError::RecordTooLarge { topic, len, max });
         }
         loop {
-            match self.gather.push(record, now, now_ms) {
+            match self.gather.push(record, clock) {
                 Ok(lane) => return Ok(Offer::Taken(lane)),
                 Err(NotTaken::Full(lane)) if self.has_room() => self.seal(lane),
                 Err(NotTaken::Full(_)) => return Ok(Offer::NoRoom),
@@ -182,20 +186,28 @@ impl Core {
             Phase::Closing { .. } => Err(ProduceError::Closed {
                 topic: self.topic.clone(),
             }),
-            Phase::Over(e) => Err(e.clone()),
+            Phase::Over { why, .. } => Err(why.clone()),
         }
     }
 
     /// Why the producer is finished, if it failed.
     pub(crate) fn failure(&self) -> Option<ProduceError> {
         match &self.phase {
-            Phase::Over(ProduceError::Closed { .. }) | Phase::Open | Phase::Closing { .. } => None,
-            Phase::Over(e) => Some(e.clone()),
+            Phase::Over { why, clean: false } => Some(why.clone()),
+            Phase::Over { clean: true, .. } | Phase::Open | Phase::Closing { .. } => None,
         }
     }
 
     pub(crate) fn is_over(&self) -> bool {
-        matches!(self.phase, Phase::Over(_))
+        matches!(self.phase, Phase::Over { .. })
+    }
+
+    /// Whether it is closing and everything is settled: no stream is needed any
+    /// more, not even to say so.
+    pub(crate) fn is_drained(&self) -> bool {
+        matches!(self.phase, Phase::Closing { .. })
+            && self.window.is_empty()
+            && self.gather.is_empty()
     }
 
     fn has_room(&self) -> bool {
@@ -247,7 +259,7 @@ impl Core {
         if !self.window.has_unsent() && self.has_room() {
             let linger = match self.phase {
                 Phase::Closing { .. } => Duration::ZERO,
-                Phase::Open | Phase::Over(_) => self.settings.linger,
+                Phase::Open | Phase::Over { .. } => self.settings.linger,
             };
             if let Some(lane) = self.gather.due(now, linger) {
                 self.seal(lane);
@@ -433,12 +445,12 @@ impl Core {
         if self.is_over() {
             return;
         }
-        for sealed in self.window.take_all() {
-            sealed.slot.settle(Err(why.clone()));
-        }
-        for slot in self.gather.take_slots() {
+        let batches = self.window.take_all().into_iter().map(|sealed| sealed.slot);
+        let left: Vec<Arc<Slot>> = batches.chain(self.gather.take_slots()).collect();
+        let clean = left.is_empty() && matches!(why, ProduceError::Closed { .. });
+        for slot in left {
             slot.settle(Err(why.clone()));
         }
-        self.phase = Phase::Over(why);
+        self.phase = Phase::Over { why, clean };
     }
 }

@@ -117,6 +117,11 @@ async fn keep_streaming(client: &Client, shared: &Shared, first: Stream) -> Prod
         let (id, batch_bytes, until) = {
             let mut core = shared.lock();
             core.stream_gone();
+            if core.is_drained() {
+                return ProduceError::Closed {
+                    topic: shared.topic.clone(),
+                };
+            }
             let settings = core.settings();
             (settings.id, settings.batch_bytes, core.paused_until())
         };

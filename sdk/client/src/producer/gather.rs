@@ -16,6 +16,7 @@ use millstream_proto::{Batch, BatchError, Codec, PartitionId};
 use tokio::time::Instant;
 
 use super::slot::Slot;
+use crate::ambient::Clock;
 use crate::record::Record;
 
 /// Where a batch is gathered.
@@ -130,23 +131,22 @@ impl Gather {
     pub(crate) fn push(
         &mut self,
         record: &Record<'_>,
-        now: Instant,
-        now_ms: i64,
+        clock: &impl Clock,
     ) -> Result<LaneId, NotTaken> {
         let id = self.lane_of(record)?;
         if self.lanes.len() <= id.0 {
-            self.grow(id, now);
+            self.grow(id, clock.instant());
         }
         let lane = &mut self.lanes[id.0];
         lane.builder
-            .push(&record.stamped(now_ms))
+            .push(&record.stamped(clock))
             .map_err(|e| match e {
                 PushError::Full => NotTaken::Full(id),
                 PushError::RecordTooLarge { .. } | PushError::Headers => NotTaken::Record(e),
             })?;
         if lane.slot.is_none() {
             lane.slot = Some(Arc::default());
-            lane.since = now;
+            lane.since = clock.instant();
             lane.taken_by = 0;
             self.order.push_back(id);
         }
@@ -264,6 +264,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::ambient::Stopped;
+
+    fn at(instant: Instant) -> Stopped {
+        Stopped { instant, millis: 0 }
+    }
 
     fn rules(partitions: u32) -> Rules {
         Rules {
@@ -287,9 +292,9 @@ mod tests {
         let record = Record::value(b"v");
         let mut seen = Vec::new();
         for _ in 0..4 {
-            let id = gather.push(&record, now, 0).unwrap();
+            let id = gather.push(&record, &at(now)).unwrap();
             assert_eq!(
-                gather.push(&record, now, 0).unwrap(),
+                gather.push(&record, &at(now)).unwrap(),
                 id,
                 "sticky within a batch"
             );
@@ -308,7 +313,7 @@ mod tests {
         for i in 0..20u8 {
             let key = [i];
             let record = Record::value(b"v").key(&key);
-            gather.push(&record, Instant::now(), 0).unwrap();
+            gather.push(&record, &at(Instant::now())).unwrap();
         }
         let only = gather.first().unwrap();
         assert_eq!(seal(&mut gather, only).batch.count(), 20);
@@ -325,7 +330,7 @@ mod tests {
         for i in 0..9u8 {
             let key = [i];
             gather
-                .push(&Record::value(b"v").key(&key), Instant::now(), 0)
+                .push(&Record::value(b"v").key(&key), &at(Instant::now()))
                 .unwrap();
         }
         let id = gather.first().unwrap();
@@ -337,7 +342,7 @@ mod tests {
     fn a_partition_that_is_not_there_is_named() {
         let mut gather = Gather::new(rules(2), 0);
         let record = Record::value(b"v").partition(PartitionId(2));
-        let e = gather.push(&record, Instant::now(), 0).unwrap_err();
+        let e = gather.push(&record, &at(Instant::now())).unwrap_err();
         assert_eq!(e, NotTaken::UnknownPartition(PartitionId(2)));
     }
 
@@ -346,11 +351,11 @@ mod tests {
         let mut gather = Gather::new(rules(1), 0);
         let record = Record::value(&[7; 400]);
         let now = Instant::now();
-        let id = gather.push(&record, now, 0).unwrap();
-        gather.push(&record, now, 0).unwrap();
-        assert_eq!(gather.push(&record, now, 0), Err(NotTaken::Full(id)));
+        let id = gather.push(&record, &at(now)).unwrap();
+        gather.push(&record, &at(now)).unwrap();
+        assert_eq!(gather.push(&record, &at(now)), Err(NotTaken::Full(id)));
         assert_eq!(seal(&mut gather, id).batch.count(), 2);
-        assert!(gather.push(&record, now, 0).is_ok());
+        assert!(gather.push(&record, &at(now)).is_ok());
     }
 
     #[test]
@@ -359,8 +364,8 @@ mod tests {
         let start = Instant::now();
         let mut gather = Gather::new(rules(2), 0);
         let to = |p| Record::value(b"v").partition(PartitionId(p));
-        let late = gather.push(&to(1), start, 0).unwrap();
-        gather.push(&to(0), start + linger / 2, 0).unwrap();
+        let late = gather.push(&to(1), &at(start)).unwrap();
+        gather.push(&to(0), &at(start + linger / 2)).unwrap();
         assert_eq!(gather.due(start, linger), None);
         assert_eq!(gather.due_at(linger), Some(start + linger));
         assert_eq!(gather.due(start + linger, linger), Some(late));
@@ -373,11 +378,11 @@ mod tests {
     fn a_call_takes_each_slot_along_once() {
         let mut gather = Gather::new(rules(1), 0);
         let record = Record::value(b"v");
-        let id = gather.push(&record, Instant::now(), 0).unwrap();
+        let id = gather.push(&record, &at(Instant::now())).unwrap();
         assert!(gather.take_along(id, 1).is_some());
         assert!(gather.take_along(id, 1).is_none());
         seal(&mut gather, id);
-        let id = gather.push(&record, Instant::now(), 0).unwrap();
+        let id = gather.push(&record, &at(Instant::now())).unwrap();
         assert!(
             gather.take_along(id, 1).is_some(),
             "the next batch has another slot"
@@ -412,7 +417,7 @@ mod tests {
                 record.key = key.as_ref().map(|k| k.as_slice());
                 record.partition = partition.map(PartitionId);
                 let id = loop {
-                    match gather.push(&record, now, 0) {
+                    match gather.push(&record, &at(now)) {
                         Ok(id) => break id,
                         Err(NotTaken::Full(id)) => collect(seal(&mut gather, id)),
                         Err(e) => return Err(TestCaseError::fail(format!("{e:?}"))),
