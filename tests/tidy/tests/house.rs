@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use millstream_tidy::Finding;
-use millstream_tidy::rules::{crates, docs, shape, words};
+use millstream_tidy::rules::{crates, docs, limits, shape, words};
 use millstream_tidy::source::{Source, parse_all};
 use millstream_tidy::tree::{self, File};
 
@@ -126,6 +126,24 @@ fn the_table_of_error_codes_is_the_code() {
         rows.len()
     );
     expect_none(docs::code_table(find("docs/protocol.md"), &rows));
+}
+
+#[test]
+fn the_table_of_limits_is_the_code() {
+    let files = files();
+    let find = |path: &str| {
+        files
+            .iter()
+            .find(|f| f.path == path)
+            .expect("the file is there")
+    };
+    let rows = limits::rows(&limits::limits(find("sdk/proto/src/limits.rs")));
+    assert!(
+        rows.len() > 20,
+        "only {} limits were found: is the reader still right?",
+        rows.len()
+    );
+    expect_none(limits::table(find("docs/protocol.md"), &rows));
 }
 
 #[test]

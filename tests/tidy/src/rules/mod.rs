@@ -2,5 +2,6 @@
 
 pub mod crates;
 pub mod docs;
+pub mod limits;
 pub mod shape;
 pub mod words;
