@@ -86,7 +86,7 @@ fn shown(name: &str, value: u64) -> String {
         return grouped(value);
     }
     match (value / MIB, value % MIB) {
-        (0, _) if value >= KIB && value % KIB == 0 => format!("{} KiB", value / KIB),
+        (0, _) if value >= KIB && value.is_multiple_of(KIB) => format!("{} KiB", value / KIB),
         (0, _) => format!("{} bytes", grouped(value)),
         (mib, 0) => format!("{mib} MiB"),
         (mib, rest) => format!("{mib} MiB + {} bytes", grouped(rest)),
