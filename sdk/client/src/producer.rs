@@ -44,6 +44,9 @@ pub const MAX_IN_FLIGHT: usize = 256;
 const MIN_BATCH_BYTES: usize = 256;
 /// Records that one call adds before it lets others at the producer.
 const RECORDS_AT_ONCE: usize = 1024;
+/// Batches that one call completes before it lets the writer at them: a part of
+/// the window, so that the network does not wait for the whole of it.
+const BATCHES_AT_ONCE: u32 = 4;
 
 /// Sets up a [`Producer`].
 #[derive(Debug)]
@@ -446,6 +449,9 @@ impl<'a, I: Iterator<Item = Record<'a>>> Bulk<'a, I> {
                 Offer::Taken(lane) => {
                     self.taken += 1;
                     self.slots.extend(core.gather().take_along(lane, self.call));
+                    if core.sealed() >= BATCHES_AT_ONCE {
+                        return Ok(Turn::Yield);
+                    }
                 }
                 Offer::NoRoom => {
                     self.held = Some(record);

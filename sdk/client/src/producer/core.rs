@@ -236,6 +236,12 @@ impl Core {
         }
     }
 
+    /// How many batches were sealed since [`Core::take_sealed`].
+    #[inline]
+    pub(crate) fn sealed(&self) -> u32 {
+        self.sealed
+    }
+
     /// How many batches were sealed since the last call.
     #[inline]
     pub(crate) fn take_sealed(&mut self) -> u32 {
