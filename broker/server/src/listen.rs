@@ -8,20 +8,21 @@ use rustls::pki_types::CertificateDer;
 use tokio::sync::Semaphore;
 
 use crate::broker::Broker;
-use crate::limits::{HANDSHAKE_TIMEOUT, MAX_CONNECTIONS, MAX_HANDSHAKES};
+use crate::limits::{HANDSHAKE_TIMEOUT, MAX_HANDSHAKES};
 use crate::session::Session;
 use crate::tls;
 
 /// Accepts until shutdown begins.
 pub(crate) async fn accept(broker: Arc<Broker>, endpoint: Endpoint) {
     let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+    let most = broker.config.transport.max_connections as usize;
     loop {
         let incoming = tokio::select! {
             incoming = endpoint.accept() => incoming,
             () = broker.gate.closing() => return,
         };
         let Some(incoming) = incoming else { return };
-        if endpoint.open_connections() >= MAX_CONNECTIONS {
+        if endpoint.open_connections() >= most {
             incoming.refuse();
             continue;
         }

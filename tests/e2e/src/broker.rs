@@ -1,13 +1,16 @@
 //! A broker in the test's own process.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use millstream::{Client, ClientConfig, Identity};
+use millstream::{Client, ClientConfig, ConnectError, Identity};
 use millstream_broker::config::TlsFiles;
 use millstream_broker::{Broker, Clock, Config, Running};
 use millstream_proto::TopicName;
 use millstream_proto::acl::{AclRule, Effect, Operation, ResourceKind};
+use millstream_store::fault::FaultDisk;
+use millstream_store::{RedbConfig, RedbStore, Store};
 use tempfile::TempDir;
 
 use crate::pki::{Pki, Subject};
@@ -18,6 +21,54 @@ pub struct TestBroker {
     addr: SocketAddr,
     pki: Pki,
     dir: TempDir,
+    setup: Setup,
+}
+
+/// What is not as usual about a broker.
+pub struct Setup {
+    tune: fn(&mut Config),
+    clock: Clock,
+    disk: Option<FaultDisk>,
+}
+
+impl Setup {
+    /// Changes the configuration.
+    #[must_use]
+    pub fn tuned(mut self, tune: fn(&mut Config)) -> Self {
+        self.tune = tune;
+        self
+    }
+
+    /// Gives it another clock than the system's.
+    #[must_use]
+    pub fn clock(mut self, clock: Clock) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// Puts its store on this disk.
+    #[must_use]
+    pub fn disk(mut self, disk: FaultDisk) -> Self {
+        self.disk = Some(disk);
+        self
+    }
+
+    /// Starts it on an empty directory.
+    pub async fn start(self) -> TestBroker {
+        let dir = tempfile::tempdir().expect("a temporary directory can be made");
+        let pki = Pki::new(dir.path());
+        let addr = SocketAddr::from(([127, 0, 0, 1], 0));
+        let setup = self;
+        let mut broker = TestBroker {
+            running: None,
+            addr,
+            pki,
+            dir,
+            setup,
+        };
+        broker.run().await;
+        broker
+    }
 }
 
 /// A topic's name.
@@ -29,15 +80,38 @@ pub fn topic(name: &str) -> TopicName {
     name.parse().expect("a valid topic name")
 }
 
+/// A rule about everybody in `tenant`.
+///
+/// # Panics
+/// When one of the texts is not a pattern.
+#[must_use]
+pub fn allow(tenant: &str, resource: ResourceKind, name: &str, to: &[Operation]) -> AclRule {
+    AclRule {
+        principal: format!("spiffe://test.local/{tenant}/*")
+            .parse()
+            .expect("a pattern"),
+        resource,
+        name: name.parse().expect("a pattern"),
+        operations: to.to_vec(),
+        effect: Effect::Allow,
+    }
+}
+
 impl TestBroker {
+    /// A broker that will not be as usual.
+    #[must_use]
+    pub fn set_up() -> Setup {
+        let (tune, clock) = (|_: &mut Config| {}, Clock::system());
+        Setup {
+            tune,
+            clock,
+            disk: None,
+        }
+    }
+
     /// Starts a broker on an empty directory.
     pub async fn start() -> Self {
-        let dir = tempfile::tempdir().expect("a temporary directory can be made");
-        let pki = Pki::new(dir.path());
-        let addr = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut broker = Self { running: None, addr, pki, dir };
-        broker.run().await;
-        broker
+        Self::set_up().start().await
     }
 
     /// How the broker is set up.
@@ -45,12 +119,26 @@ impl TestBroker {
     pub fn config(&self) -> Config {
         let tls = TlsFiles::new(self.pki.server_cert(), self.pki.server_key(), self.pki.ca());
         let mut config = Config::new(self.addr, self.dir.path().join("data"), tls);
-        config.admins = vec!["spiffe://test.local/ops/admin".parse().expect("a principal")];
+        config.admins = vec![
+            "spiffe://test.local/ops/admin"
+                .parse()
+                .expect("a principal"),
+        ];
+        (self.setup.tune)(&mut config);
         config
     }
 
     async fn run(&mut self) {
-        let running = Broker::start(self.config(), Clock::system()).await;
+        let (config, clock) = (self.config(), self.setup.clock.clone());
+        let running = match &self.setup.disk {
+            None => Broker::start(config, clock).await,
+            Some(disk) => {
+                let redb = RedbConfig::default();
+                let store = RedbStore::open_with_backend(disk.backend(), "disk.redb", &redb);
+                let store: Arc<dyn Store> = Arc::new(store.expect("the disk holds a store"));
+                Broker::start_with_store(config, clock, store).await
+            }
+        };
         let running = running.expect("the broker starts");
         self.addr = running.local_addr();
         self.running = Some(running);
@@ -69,12 +157,19 @@ impl TestBroker {
         self.run().await;
     }
 
+    /// Starts a stopped broker, or one more time a running one, on another disk.
+    pub async fn restart_on(&mut self, disk: FaultDisk) {
+        self.stop().await;
+        self.setup.disk = Some(disk);
+        self.run().await;
+    }
+
     /// The broker itself.
     ///
     /// # Panics
     /// While it is stopped.
     #[must_use]
-    pub fn inner(&self) -> &std::sync::Arc<Broker> {
+    pub fn inner(&self) -> &Arc<Broker> {
         self.running.as_ref().expect("the broker runs").broker()
     }
 
@@ -101,13 +196,21 @@ impl TestBroker {
     pub fn client_config(&self, identity: Identity) -> ClientConfig {
         ClientConfig::new(self.addr.to_string(), identity)
             .server_name("localhost")
-            .connect_deadline(Duration::from_secs(5))
+            .connect_deadline(Duration::from_secs(20))
+    }
+
+    /// A client with this identity, or why there is none.
+    ///
+    /// # Errors
+    /// Whatever connecting says.
+    pub async fn connect(&self, identity: Identity) -> Result<Client, ConnectError> {
+        Client::connect(self.client_config(identity)).await
     }
 
     /// A client called `spiffe://test.local/<tenant>/<name>`.
     pub async fn client(&self, tenant: &str, name: &str) -> Client {
         let identity = self.pki.client(&Subject::of(tenant, name));
-        Client::connect(self.client_config(identity)).await.expect("the client connects")
+        self.connect(identity).await.expect("the client connects")
     }
 
     /// The client that may do everything.
@@ -120,17 +223,17 @@ impl TestBroker {
         let admin = self.admin().await;
         use Operation::{Attach, Consume, Describe, Grant, Manage, Produce, Upload};
         for (resource, operations) in [
-            (ResourceKind::Topic, vec![Describe, Produce, Consume, Manage, Grant]),
-            (ResourceKind::Plugin, vec![Describe, Upload, Attach, Manage, Grant]),
-            (ResourceKind::Pipeline, vec![Describe, Manage, Grant]),
+            (
+                ResourceKind::Topic,
+                &[Describe, Produce, Consume, Manage, Grant][..],
+            ),
+            (
+                ResourceKind::Plugin,
+                &[Describe, Upload, Attach, Manage, Grant],
+            ),
+            (ResourceKind::Pipeline, &[Describe, Manage, Grant]),
         ] {
-            let rule = AclRule {
-                principal: format!("spiffe://test.local/{tenant}/*").parse().expect("a pattern"),
-                resource,
-                name: format!("{tenant}/*").parse().expect("a pattern"),
-                operations,
-                effect: Effect::Allow,
-            };
+            let rule = allow(tenant, resource, &format!("{tenant}/*"), operations);
             admin.grant(rule).await.expect("the admin may grant");
         }
         self.client(tenant, "app").await

@@ -3,6 +3,12 @@
 
 mod broker;
 mod pki;
+mod raw;
+mod records;
 
-pub use broker::{TestBroker, topic};
+pub use broker::{Setup, TestBroker, allow, topic};
 pub use pki::{Pki, Subject};
+pub use raw::{RawConnection, RawStream};
+pub use records::{
+    batch, end, eventually, header, partitions, plugin, produce, read, text, texts, upload, using,
+};

@@ -5,9 +5,13 @@ use std::path::{Path, PathBuf};
 use millstream::Identity;
 use rcgen::string::Ia5String;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
-    KeyPair, KeyUsagePurpose, SanType, date_time_ymd,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType,
+    ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams,
+    SanType, SerialNumber, date_time_ymd,
 };
+
+/// The serial number of the one certificate that the authority has revoked.
+const REVOKED: u64 = 666;
 
 /// What a client's certificate says.
 #[derive(Clone, Debug)]
@@ -18,6 +22,8 @@ pub struct Subject {
     pub client_auth: bool,
     /// Whether its time is over.
     pub expired: bool,
+    /// Whether it is on the authority's list of revoked certificates.
+    pub revoked: bool,
 }
 
 impl Subject {
@@ -25,7 +31,12 @@ impl Subject {
     #[must_use]
     pub fn of(tenant: &str, name: &str) -> Self {
         let uris = vec![format!("spiffe://test.local/{tenant}/{name}")];
-        Self { uris, client_auth: true, expired: false }
+        Self {
+            uris,
+            client_auth: true,
+            expired: false,
+            revoked: false,
+        }
     }
 }
 
@@ -43,9 +54,15 @@ impl Pki {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        params.distinguished_name.push(DnType::CommonName, "test authority");
-        let issuer = CertifiedIssuer::self_signed(params, key).expect("a certificate can be signed");
-        let pki = Self { issuer, dir: dir.to_owned() };
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "test authority");
+        let issuer =
+            CertifiedIssuer::self_signed(params, key).expect("a certificate can be signed");
+        let pki = Self {
+            issuer,
+            dir: dir.to_owned(),
+        };
         write(&pki.ca(), issuer_pem(&pki.issuer).as_bytes());
         let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
         let mut server = CertificateParams::new(names).expect("the names are valid");
@@ -53,7 +70,34 @@ impl Pki {
         let (cert, key) = pki.sign(server);
         write(&pki.server_cert(), cert.as_bytes());
         write(&pki.server_key(), key.as_bytes());
+        write(&pki.revocation_list(), pki.revoked().as_bytes());
         pki
+    }
+
+    /// A list with one revoked certificate, as PEM.
+    fn revoked(&self) -> String {
+        let revoked = RevokedCertParams {
+            serial_number: SerialNumber::from(REVOKED),
+            revocation_time: date_time_ymd(2024, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let list = CertificateRevocationListParams {
+            this_update: date_time_ymd(2024, 1, 1),
+            next_update: date_time_ymd(2100, 1, 1),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: vec![revoked],
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let list = list.signed_by(&self.issuer).expect("a list can be signed");
+        list.pem().expect("a list can be written as PEM")
+    }
+
+    /// File of the authority's revocation list, which a broker heeds only if told to.
+    #[must_use]
+    pub fn revocation_list(&self) -> PathBuf {
+        self.dir.join("crl.pem")
     }
 
     /// File of the authority's certificate.
@@ -87,18 +131,27 @@ impl Pki {
         } else {
             params.extended_key_usages = vec![ExtendedKeyUsagePurpose::CodeSigning];
         }
+        if subject.revoked {
+            params.serial_number = Some(SerialNumber::from(REVOKED));
+        }
         if subject.expired {
             params.not_before = date_time_ymd(2020, 1, 1);
             params.not_after = date_time_ymd(2020, 1, 2);
         }
         let (cert, key) = self.sign(params);
-        Identity::new(issuer_pem(&self.issuer).into_bytes(), cert.into_bytes(), key.into_bytes())
+        Identity::new(
+            issuer_pem(&self.issuer).into_bytes(),
+            cert.into_bytes(),
+            key.into_bytes(),
+        )
     }
 
     fn sign(&self, mut params: CertificateParams) -> (String, String) {
         let key = KeyPair::generate().expect("a key can be made");
         params.use_authority_key_identifier_extension = true;
-        let cert = params.signed_by(&key, &self.issuer).expect("a certificate can be signed");
+        let cert = params
+            .signed_by(&key, &self.issuer)
+            .expect("a certificate can be signed");
         (cert.pem(), key.serialize_pem())
     }
 }
@@ -113,6 +166,9 @@ fn write(path: &Path, bytes: &[u8]) {
     use std::os::unix::fs::OpenOptionsExt;
     let mut options = std::fs::OpenOptions::new();
     options.write(true).create(true).truncate(true).mode(0o600);
-    let mut file = options.open(path).expect("the test's directory can be written");
-    file.write_all(bytes).expect("the test's directory has room");
+    let mut file = options
+        .open(path)
+        .expect("the test's directory can be written");
+    file.write_all(bytes)
+        .expect("the test's directory has room");
 }

@@ -1,4 +1,8 @@
 //! End-to-end tests: real QUIC, real certificates, real redb files, real guests.
 #![allow(clippy::unwrap_used, reason = "a panic is a test's way to fail")]
 
+mod bad_requests;
+mod doors;
+mod producers;
 mod records;
+mod topics;

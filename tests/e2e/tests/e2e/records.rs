@@ -9,13 +9,18 @@ async fn records_come_out_as_they_went_in_also_after_a_restart() {
     let mut broker = TestBroker::start().await;
     let client = broker.tenant("acme").await;
     let name = topic("acme/events");
-    let config = TopicConfig { partitions: 4, ..TopicConfig::default() };
+    let config = TopicConfig {
+        partitions: 4,
+        ..TopicConfig::default()
+    };
     client.create_topic(name.clone(), config).await.unwrap();
     let producer = client.producer(name.clone()).build().await.unwrap();
     let mut deliveries = Vec::new();
     for i in 0..1000u32 {
         let (key, value) = (format!("k{}", i % 17), format!("value {i}"));
-        let record = Record::value(value.as_bytes()).key(key.as_bytes()).headers(&[("n", b"1")]);
+        let record = Record::value(value.as_bytes())
+            .key(key.as_bytes())
+            .headers(&[("n", b"1")]);
         deliveries.push(producer.send(&record).await.unwrap());
     }
     for delivery in deliveries {
@@ -27,19 +32,33 @@ async fn records_come_out_as_they_went_in_also_after_a_restart() {
             broker.restart().await;
         }
         let client = broker.client("acme", "reader").await;
-        let mut consumer =
-            client.consumer(name.clone()).start(StartAt::Earliest).until_end(true).build().await.unwrap();
+        let mut consumer = client
+            .consumer(name.clone())
+            .start(StartAt::Earliest)
+            .until_end(true)
+            .build()
+            .await
+            .unwrap();
         let mut by_key = std::collections::HashMap::<Vec<u8>, Vec<u32>>::new();
         while let Some(message) = consumer.next_message().await {
             let message = message.unwrap();
             let value = String::from_utf8(message.value.unwrap().to_vec()).unwrap();
             let i: u32 = value.strip_prefix("value ").unwrap().parse().unwrap();
-            assert_eq!(message.key.as_deref().unwrap(), format!("k{}", i % 17).as_bytes());
+            assert_eq!(
+                message.key.as_deref().unwrap(),
+                format!("k{}", i % 17).as_bytes()
+            );
             assert_eq!(message.headers.len(), 1);
-            by_key.entry(message.key.unwrap().to_vec()).or_default().push(i);
+            by_key
+                .entry(message.key.unwrap().to_vec())
+                .or_default()
+                .push(i);
         }
         assert_eq!(by_key.values().map(Vec::len).sum::<usize>(), 1000);
-        assert!(by_key.values().all(|seen| seen.is_sorted()), "order within a key");
+        assert!(
+            by_key.values().all(|seen| seen.is_sorted()),
+            "order within a key"
+        );
     }
     broker.stop().await;
 }
