@@ -10,7 +10,7 @@ mod expect;
 mod screen;
 mod setup;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use clap::Args;
@@ -88,15 +88,18 @@ pub(crate) async fn run(global: &Global, args: DemoArgs) -> Outcome {
         } else {
             VISIBLE_DEATH
         },
+        broker: Mutex::default(),
     };
     let started = clock::monotonic();
     let mut terminate = signal(SignalKind::terminate()).map_err(CliError::failure)?;
-    // Whichever way it ends, what `perform` holds is dropped here, and the broker with it.
-    let evidence = tokio::select! {
-        performed = perform(&plan) => performed?,
-        _ = tokio::signal::ctrl_c() => return Err(CliError::failure("interrupted")),
-        _ = terminate.recv() => return Err(CliError::failure("terminated")),
+    let outcome = tokio::select! {
+        performed = perform(&plan) => performed,
+        _ = tokio::signal::ctrl_c() => Err(CliError::failure("interrupted")),
+        _ = terminate.recv() => Err(CliError::failure("terminated")),
     };
+    let ended = plan.end().await;
+    let evidence = outcome?;
+    ended?;
     let seconds = started.elapsed().as_secs_f64();
     let verdicts = check::check(&plan.expected, &evidence);
     let passed = verdicts.iter().all(|verdict| verdict.passed);

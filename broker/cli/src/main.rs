@@ -32,7 +32,8 @@ use crate::error::{CliError, Outcome};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    match run(cli) {
+    let outcome = runtime().and_then(|runtime| runtime.block_on(run(&cli.global, cli.command)));
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.silent => ExitCode::SUCCESS,
         Err(error) => {
@@ -42,24 +43,15 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(cli: Cli) -> Outcome {
-    let global = &cli.global;
-    match cli.command {
-        // These need no runtime, and some of them start processes.
-        Command::Pki(command) => cmd::pki::run(global, command),
-        Command::Context(command) => cmd::context::run(global, command),
-        Command::Completion(args) => cmd::completion::run(global, &args),
-        command => runtime()?.block_on(run_async(global, command)),
-    }
-}
-
-async fn run_async(global: &Global, command: Command) -> Outcome {
+async fn run(global: &Global, command: Command) -> Outcome {
     // Each command's future is boxed: the largest would set the size of all.
     match command {
         Command::Bench(args) => Box::pin(bench::run(global, args)).await,
         Command::BenchSink(args) => Box::pin(bench::sink::run(global, args)).await,
         Command::Demo(args) => Box::pin(demo::run(global, args)).await,
         Command::Serve(args) => Box::pin(cmd::serve::run(global, args)).await,
+        Command::Pki(command) => cmd::pki::run(global, command),
+        Command::Context(command) => cmd::context::run(global, command),
         Command::Status => Box::pin(cmd::status::run(global)).await,
         Command::Topic(command) => Box::pin(cmd::topic::run(global, command)).await,
         Command::Produce(args) => Box::pin(cmd::produce::run(global, args)).await,
@@ -67,7 +59,7 @@ async fn run_async(global: &Global, command: Command) -> Outcome {
         Command::Plugin(command) => Box::pin(cmd::plugin::run(global, command)).await,
         Command::Pipeline(command) => Box::pin(cmd::pipeline::run(global, command)).await,
         Command::Acl(command) => Box::pin(cmd::acl::run(global, command)).await,
-        Command::Pki(_) | Command::Context(_) | Command::Completion(_) => Ok(()),
+        Command::Completion(args) => cmd::completion::run(global, &args),
     }
 }
 

@@ -35,9 +35,9 @@ impl Kind {
 
     fn source(self) -> &'static str {
         match self {
-            Kind::Filter => include_str!("scaffold/filter.rs.txt"),
-            Kind::Transform => include_str!("scaffold/transform.rs.txt"),
-            Kind::Partitioner => include_str!("scaffold/partitioner.rs.txt"),
+            Kind::Filter => include_str!("scaffold/templates/filter.rs"),
+            Kind::Transform => include_str!("scaffold/templates/transform.rs"),
+            Kind::Partitioner => include_str!("scaffold/templates/partitioner.rs"),
         }
     }
 
@@ -176,6 +176,15 @@ fn manifest(name: &str, sdk: &Sdk) -> String {
     include_str!("scaffold/Cargo.toml.txt")
         .replace("{name}", name)
         .replace("{dependency}", &dependency)
+}
+
+/// The templates are compiled and their own tests run with ours, so that what a person gets works.
+#[cfg(test)]
+#[allow(unreachable_pub, reason = "they are written to be crates of their own")]
+mod templates {
+    mod filter;
+    mod partitioner;
+    mod transform;
 }
 
 #[cfg(test)]

@@ -342,8 +342,9 @@ fn tell(out: Output, topic: &TopicName, summary: &Summary) -> Outcome {
         .map(|(partition, n)| format!("{partition}: {}", show_count(*n)))
         .collect();
     let sentence = format!(
-        "produced {} records, {} in {seconds:.2} s, to {topic} (partition: records  {})",
+        "produced {} record{}, {} in {seconds:.2} s, to {topic} (partition: records  {})",
         show_count(*records),
+        if *records == 1 { "" } else { "s" },
         show_bytes(*bytes),
         spread.join("  ")
     );

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -49,6 +49,29 @@ pub(super) struct Plan {
     pub(super) pace: Duration,
     /// How long the broker stays dead.
     pub(super) death: Duration,
+    /// The broker, while there is one. Here, so that it can be waited for however it all ends.
+    pub(super) broker: Mutex<Option<Broker>>,
+}
+
+impl Plan {
+    fn put(&self, broker: Broker) {
+        *self.broker.lock().unwrap_or_else(PoisonError::into_inner) = Some(broker);
+    }
+
+    fn take(&self) -> Option<Broker> {
+        self.broker
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+    }
+
+    /// Kills the broker, if there is one, and waits for its end.
+    pub(super) async fn end(&self) -> Outcome {
+        match self.take() {
+            Some(broker) => broker.kill().await.map(drop).map_err(CliError::failure),
+            None => Ok(()),
+        }
+    }
 }
 
 /// What happens while it goes.
@@ -81,17 +104,18 @@ pub(super) async fn perform(plan: &Plan) -> Outcome<Evidence> {
         "broker        process {pid} on {} (QUIC, mutual TLS 1.3)",
         broker.addr()
     ));
-    let client = setup::client(&place.pki, broker.addr()).await?;
+    let addr = broker.addr();
+    plan.put(broker);
+    let client = setup::client(&place.pki, addr).await?;
     set_up(*out, &client, &names).await?;
     let mut show = Show::begin(plan, &client, &names).await?;
-    let broker = show.run(plan, broker).await?;
+    show.run(plan).await?;
     wait_for_pipeline(&client, &names).await?;
     let mut evidence = show.end();
     evidence.stored = read(&client, &names.quakes).await?;
     evidence.alerts = read(&client, &names.alerts).await?;
     evidence.log = read(&client, &names.log).await?;
     link::leave(&client).await;
-    broker.kill().await.map_err(CliError::failure)?;
     Ok(evidence)
 }
 
@@ -185,12 +209,12 @@ impl Show {
         })
     }
 
-    /// Goes on until everything has come out, or nothing comes any more. Gives the broker back.
-    async fn run(&mut self, plan: &Plan, broker: Broker) -> Outcome<Broker> {
+    /// Goes on until everything has come out, or nothing comes any more.
+    async fn run(&mut self, plan: &Plan) -> Outcome {
         let (half, died) = (self.half.take(), self.died.take());
-        let killing = kill_midway(plan, broker, half, died, self.teller.clone());
+        let killing = kill_midway(plan, half, died, self.teller.clone());
         tokio::pin!(killing);
-        let mut restarted = None;
+        let mut restarted = false;
         let mut draw = interval(DRAW_EVERY);
         draw.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let mut heard = Instant::now();
@@ -200,18 +224,18 @@ impl Show {
                     heard = Instant::now();
                     self.take(event)?;
                 }
-                again = &mut killing, if restarted.is_none() => {
+                again = &mut killing, if !restarted => {
+                    again?;
                     self.counts.broker = "serving again, same data".to_owned();
                     self.screen.say("broker        restarted on the same data; everybody reconnects");
                     heard = Instant::now();
-                    restarted = Some(again?);
+                    restarted = true;
                 }
                 _ = draw.tick() => self.screen.show(&mut self.counts),
             }
             let over = self.is_complete(&plan.expected) || heard.elapsed() > STALLED;
-            match restarted.take() {
-                Some(broker) if over => return Ok(broker),
-                other => restarted = other,
+            if restarted && over {
+                return Ok(());
             }
         }
     }
@@ -339,15 +363,17 @@ async fn read(client: &Client, topic: &TopicName) -> Outcome<Vec<Seen>> {
 /// Kills the broker when half is sent, and starts it again on the same data.
 async fn kill_midway(
     plan: &Plan,
-    broker: Broker,
     half: Option<oneshot::Receiver<()>>,
     died: Option<oneshot::Sender<()>>,
     teller: mpsc::Sender<Event>,
-) -> Outcome<Broker> {
+) -> Outcome {
     if let Some(half) = half {
         half.await
             .map_err(|_| CliError::failure("the producer ended before half was sent"))?;
     }
+    let Some(broker) = plan.take() else {
+        return Err(CliError::failure("there is no broker to kill"));
+    };
     let (addr, pid) = (broker.addr(), broker.id().unwrap_or_default());
     let killed = |e: io::Error| CliError::failure(format!("cannot kill the broker: {e}"));
     broker.kill().await.map_err(killed)?;
@@ -355,7 +381,8 @@ async fn kill_midway(
     // A producer that has failed is not waiting; its error comes as an event.
     let _ = died.map(|died| died.send(()));
     sleep(plan.death).await;
-    Ok(Broker::start(&plan.place, addr).await?)
+    plan.put(Broker::start(&plan.place, addr).await?);
+    Ok(())
 }
 
 struct Producing {

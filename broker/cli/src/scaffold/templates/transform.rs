@@ -17,7 +17,10 @@ impl Transform for Plugin {
     fn init(init: &Init) -> Result<Self, String> {
         init.config_only(&["prefix"])?;
         let prefix: String = init.require("prefix")?;
-        Ok(Self { prefix: prefix.into_bytes(), output: init.first_output()? })
+        Ok(Self {
+            prefix: prefix.into_bytes(),
+            output: init.first_output()?,
+        })
     }
 
     fn transform(&mut self, record: &Record<'_>, out: &mut Emitter) -> Result<(), String> {
@@ -43,9 +46,14 @@ mod tests {
 
     #[test]
     fn every_record_comes_out_with_the_prefix() {
-        let init = Init::new("test").with_output("next").config("prefix", "seen:");
+        let init = Init::new("test")
+            .with_output("next")
+            .config("prefix", "seen:");
         let mut plugin = <Plugin as Transform>::init(&init).unwrap();
-        let batch = BatchBuilder::new().record(None, Some(b"a")).record(None, None).build();
+        let batch = BatchBuilder::new()
+            .record(None, Some(b"a"))
+            .record(None, None)
+            .build();
         let mut out = Emitter::default();
         BatchTransform::transform(&mut plugin, &batch, &mut out).unwrap();
         assert_eq!(out.len(), 2);

@@ -18,13 +18,17 @@ impl Partitioner for Plugin {
         if separator.is_empty() {
             return Err("separator is empty".to_owned());
         }
-        Ok(Self { separator: separator.into_bytes() })
+        Ok(Self {
+            separator: separator.into_bytes(),
+        })
     }
 
     fn partition(&mut self, record: &Record<'_>, partitions: u32) -> u32 {
         let key = record.key().unwrap_or_default();
         let mut windows = key.windows(self.separator.len());
-        let end = windows.position(|window| window == self.separator).unwrap_or(key.len());
+        let end = windows
+            .position(|window| window == self.separator)
+            .unwrap_or(key.len());
         // The same hash in every version, so that equal keys stay together for good.
         (stable_hash(&key[..end]) % u64::from(partitions)) as u32
     }
@@ -46,7 +50,10 @@ mod tests {
             .record(Some(b"user7:logout"), None)
             .record(None, None)
             .build();
-        let chosen: Vec<u32> = batch.records().map(|record| plugin.partition(&record, 8)).collect();
+        let chosen: Vec<u32> = batch
+            .records()
+            .map(|record| plugin.partition(&record, 8))
+            .collect();
         assert_eq!(chosen[0], chosen[1]);
         assert!(chosen.iter().all(|&partition| partition < 8));
     }

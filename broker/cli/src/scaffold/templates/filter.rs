@@ -19,11 +19,15 @@ impl Filter for Plugin {
         if contains.is_empty() {
             return Err("contains is empty: every record would be kept".to_owned());
         }
-        Ok(Self { contains: contains.into_bytes() })
+        Ok(Self {
+            contains: contains.into_bytes(),
+        })
     }
 
     fn filter(&mut self, record: &Record<'_>) -> Verdict {
-        let Some(value) = record.value() else { return Verdict::Drop };
+        let Some(value) = record.value() else {
+            return Verdict::Drop;
+        };
         let mut windows = value.windows(self.contains.len());
         Verdict::keep_if(windows.any(|window| window == self.contains))
     }
@@ -45,7 +49,10 @@ mod tests {
             .record(None, Some(b"all is well"))
             .record(None, None)
             .build();
-        let verdicts: Vec<Verdict> = batch.records().map(|record| plugin.filter(&record)).collect();
+        let verdicts: Vec<Verdict> = batch
+            .records()
+            .map(|record| plugin.filter(&record))
+            .collect();
         assert_eq!(verdicts, [Verdict::Keep, Verdict::Drop, Verdict::Drop]);
     }
 
