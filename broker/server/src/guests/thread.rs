@@ -106,7 +106,7 @@ mod tests {
     fn tasks_run_on_the_thread_and_end_with_it() {
         let thread = GuestThread::start().unwrap();
         let name = || std::thread::current().name().map(str::to_owned);
-        let (sender, receiver) = std::sync::mpsc::channel();
+        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
         let told = sender.clone();
         thread.spawn(async move { told.send(name()) });
         assert_eq!(receiver.recv().unwrap().as_deref(), Some("guests"));
@@ -125,7 +125,7 @@ mod tests {
     fn the_last_handle_may_be_dropped_on_the_thread() {
         let thread = GuestThread::start().unwrap();
         let held = thread.clone();
-        let (sender, receiver) = std::sync::mpsc::channel();
+        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
         let (go, went) = tokio::sync::oneshot::channel::<()>();
         thread.spawn(async move {
             went.await.unwrap();

@@ -138,13 +138,22 @@ pub(super) fn delete(row: &DefinitionRow, batch: &mut WriteBatch) {
     batch.delete_range(Space::Pipelines, prefix..end);
 }
 
+/// Everything that is stored of pipelines.
+pub(super) struct Rows {
+    /// The pipelines, by name.
+    pub(super) definitions: Vec<DefinitionRow>,
+    /// How far they are.
+    pub(super) positions: Vec<(PositionKey, Offset)>,
+}
+
 /// All pipelines and all positions. Blocking.
-pub(super) fn load(
-    snapshot: &dyn Snapshot,
-) -> Result<(Vec<DefinitionRow>, Vec<(PositionKey, Offset)>), LoadError> {
+pub(super) fn load(snapshot: &dyn Snapshot) -> Result<Rows, LoadError> {
     let definitions = scan(snapshot, DEFINITION, DefinitionRow::decode)?;
     let positions = scan(snapshot, POSITION, PositionKey::decode)?;
-    Ok((definitions, positions))
+    Ok(Rows {
+        definitions,
+        positions,
+    })
 }
 
 /// Why the pipelines cannot be loaded.
@@ -242,7 +251,10 @@ mod tests {
             let mut batch = WriteBatch::new();
             delete(&rows[gone], &mut batch);
             commit(&store, batch);
-            let (definitions, positions) = load(&*store.snapshot().unwrap()).unwrap();
+            let Rows {
+                definitions,
+                positions,
+            } = load(&*store.snapshot().unwrap()).unwrap();
             assert_eq!(definitions, rows[gone + 1..]);
             assert_eq!(positions.len(), 3 * definitions.len());
             assert!(

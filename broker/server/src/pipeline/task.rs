@@ -270,7 +270,7 @@ impl Task {
         };
         chain.flow.release();
         let mut round = Passing {
-            work: &**work,
+            work,
             bounds: work.bounds(),
             output: Output {
                 appends: Vec::new(),

@@ -5,9 +5,9 @@
 use std::time::Duration;
 
 use millstream_guests::{BAD_FILTER, FILTER_FIELD, REDACT, SPLIT_ALERTS};
-use millstream_proto::Codec;
 use millstream_proto::pipeline::{ErrorPolicy, PluginUse};
 use millstream_proto::topic::TopicConfig;
+use millstream_proto::{Codec, PartitionId};
 
 use super::*;
 use crate::guests::fixture::{
