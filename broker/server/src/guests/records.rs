@@ -18,6 +18,9 @@ pub(crate) use made::{Made, new_size};
 /// Integers per header in the columns.
 const HEADER: usize = millstream_plugin::HEADER;
 
+/// Integers of spans for which a buffer is kept from batch to batch: most batches are far smaller.
+const KEPT_SPANS: usize = 4 * CALL_RECORDS * SPAN;
+
 /// The timestamps of the records as they came.
 #[derive(Debug, Default)]
 enum Times {
@@ -156,7 +159,7 @@ impl Records {
 
     /// Lets go of the batch and keeps the buffers, unless one has grown out of the ordinary.
     pub(crate) fn release(&mut self) {
-        if self.columns.spans.capacity() > 4 * CALL_RECORDS * SPAN {
+        if self.columns.spans.capacity() > KEPT_SPANS {
             *self = Self::default();
         } else {
             self.clear();

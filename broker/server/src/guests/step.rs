@@ -400,3 +400,6 @@ impl Step {
         self.runner.transform(&columns).await
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,7 +7,7 @@ use bytes::BytesMut;
 use millstream_plugin::{HeaderPiece, NONE, NewRecord, Output, Piece, SPAN};
 use millstream_proto::batch::ABSENT;
 
-use super::{HEADER, Records};
+use super::{HEADER, KEPT_SPANS, Records};
 
 /// The records that a transform makes, collected over its calls for one batch.
 #[derive(Debug, Default)]
@@ -22,7 +22,12 @@ pub(crate) struct Made {
 }
 
 impl Made {
+    /// Makes it ready for the next batch; buffers out of the ordinary are not kept.
     pub(crate) fn clear(&mut self) {
+        if self.spans.capacity() > KEPT_SPANS {
+            *self = Self::default();
+            return;
+        }
         let Self {
             data,
             spans,
