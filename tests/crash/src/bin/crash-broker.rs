@@ -1,0 +1,45 @@
+//! A broker for the crash tests: `crash-broker <certificates> <data> <address>`.
+//!
+//! Writes the address that was bound to its output once it serves. It ends when its input does,
+//! so it does not outlive a test that dies; tests kill it long before.
+
+use std::error::Error;
+use std::ffi::OsString;
+use std::io::{Read, Write};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use millstream_broker::config::TlsFiles;
+use millstream_broker::{Broker, Clock, Config};
+use millstream_crash::rig::ADMIN;
+use tracing_subscriber::EnvFilter;
+
+fn configuration(args: Vec<OsString>) -> Result<Config, Box<dyn Error>> {
+    let Ok([pki, data, listen]) = <[OsString; 3]>::try_from(args) else {
+        return Err("usage: crash-broker <certificates> <data> <address>".into());
+    };
+    let listen: SocketAddr = listen.to_string_lossy().parse()?;
+    let file = |name: &str| PathBuf::from(&pki).join(name);
+    let tls = TlsFiles::new(file("server.pem"), file("server.key"), file("ca.pem"));
+    let mut config = Config::new(listen, data, tls);
+    config.admins = vec![ADMIN.parse()?];
+    Ok(config)
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Box<dyn Error>> {
+    tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::new("info"))
+        .with_ansi(false)
+        .with_writer(std::io::stderr)
+        .init();
+    let config = configuration(std::env::args_os().skip(1).collect())?;
+    let running = Broker::start(config, Clock::system()).await?;
+    let mut output = std::io::stdout();
+    writeln!(output, "{}", running.local_addr())?;
+    output.flush()?;
+    let ended = tokio::task::spawn_blocking(|| std::io::stdin().read_to_end(&mut Vec::new()));
+    ended.await??;
+    running.shutdown().await;
+    Ok(())
+}

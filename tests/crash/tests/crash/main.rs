@@ -1,0 +1,10 @@
+//! Brokers that are killed, and a disk that is full.
+//!
+//! `MILLSTREAM_CRASH_SEED=<number>` chooses other points to kill at than usual.
+#![allow(clippy::unwrap_used, reason = "a panic is a test's way to fail")]
+
+mod full_disk;
+mod kill;
+
+/// The broker.
+const PROGRAM: &str = env!("CARGO_BIN_EXE_crash-broker");
