@@ -143,17 +143,34 @@ pub(crate) async fn run(global: &Global, args: ProduceArgs) -> Outcome {
         pace: args.rate.map(Pace::new),
     };
     let started = clock::monotonic();
-    let outcome = work.send(input::read(source, rules)).await;
-    let settled = work.settle().await;
+    let input = input::read(source, rules);
+    let outcome = unless_interrupted(work.send(input)).await;
+    // A second interruption gives up on the acknowledgements too.
+    let settled = unless_interrupted(work.settle()).await;
     work.bar.finish_and_clear();
     let mut summary = work.summary;
     summary.seconds = started.elapsed().as_secs_f64();
-    let closed = producer.close().await.map_err(CliError::from);
-    link::leave(&client).await;
     // The first error is the cause; those behind it follow from it.
-    match outcome.and(settled).and(closed) {
+    let outcome = outcome.and(settled);
+    let outcome = match outcome {
+        Ok(()) => unless_interrupted(async { Ok(producer.close().await?) }).await,
+        failed => failed,
+    };
+    link::leave(&client).await;
+    match outcome {
         Ok(()) => tell(out, &args.topic, &summary),
         Err(error) => Err(partly(error, &summary)),
+    }
+}
+
+/// Does `work` until it is done or somebody interrupts it.
+async fn unless_interrupted(work: impl Future<Output = Outcome>) -> Outcome {
+    tokio::select! {
+        outcome = work => outcome,
+        signal = tokio::signal::ctrl_c() => {
+            signal.map_err(CliError::failure)?;
+            Err(CliError::failure("interrupted"))
+        }
     }
 }
 
@@ -216,7 +233,7 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    /// Sends everything, or up to the first error or interruption.
+    /// Sends everything, or up to the first error.
     async fn send(&mut self, mut input: mpsc::Receiver<Chunk>) -> Outcome {
         loop {
             tokio::select! {
@@ -225,10 +242,6 @@ impl Work<'_> {
                     Some(chunk) => self.chunk(&chunk.map_err(CliError::usage)?).await?,
                     None => return Ok(()),
                 },
-                interrupted = tokio::signal::ctrl_c() => {
-                    interrupted.map_err(CliError::failure)?;
-                    return Err(CliError::failure("interrupted"));
-                }
             }
         }
     }

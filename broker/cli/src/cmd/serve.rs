@@ -24,6 +24,15 @@ The address that was bound is written to standard output as one line when the br
 log to standard error; the variable RUST_LOG chooses what is logged. SIGTERM or SIGINT let clients
 finish and stop; a second signal stops at once, which loses nothing that was acknowledged.
 
+A configuration file; what it does not say has a default, unknown keys are refused:
+  listen = \"0.0.0.0:7440\"
+  data_dir = \"/var/lib/millstream\"
+  admins = [\"spiffe://example.org/ops/admin\"]
+  [tls]
+  cert = \"server.pem\"
+  key = \"server.key\"
+  client_ca = \"ca.pem\"
+
 Examples:
   millstream serve --pki pki --data data
   millstream serve --config /etc/millstream/millstream.toml --log-format json")]

@@ -40,7 +40,7 @@ const UNDER_FIRE: usize = 100;
 /// than the clients take to find a restarted broker.
 const STALLED: Duration = Duration::from_secs(45);
 
-/// What is needed to perform.
+/// What a run of the demo is made of.
 pub(super) struct Plan {
     pub(super) out: Output,
     pub(super) expected: Arc<Expected>,
@@ -91,7 +91,7 @@ impl From<ChildError> for CliError {
     }
 }
 
-/// Performs, and returns what came out.
+/// Runs it all, and returns what came out.
 pub(super) async fn perform(plan: &Plan) -> Outcome<Evidence> {
     let Plan { out, place, .. } = plan;
     let names = Names::new().map_err(CliError::failure)?;
