@@ -2,7 +2,11 @@
 #![allow(clippy::unwrap_used, reason = "a panic is a test's way to fail")]
 
 mod bad_requests;
+mod chains;
 mod doors;
+mod plugins;
+mod policies;
 mod producers;
+mod quakes;
 mod records;
 mod topics;
