@@ -56,7 +56,7 @@ latency, the sync of a 4 KiB append plus a QUIC echo; of a filter, the same filt
 
 Examples:
   millstream bench
-  millstream bench ingest --value-bytes 1k --bytes 1g
+  millstream bench ingest --value-bytes 1KiB --bytes 1GiB
   millstream bench latency --rate 2000 --json")]
 pub(crate) struct BenchArgs {
     /// What to measure.
@@ -69,7 +69,7 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_parser = quantity::bytes_usize, default_value = "16", value_name = "BYTES")]
     key_bytes: usize,
     /// Bytes of keys and values in one round.
-    #[arg(long, value_parser = quantity::bytes, default_value = "512m", value_name = "BYTES")]
+    #[arg(long, value_parser = quantity::bytes, default_value = "512MiB", value_name = "BYTES")]
     bytes: u64,
     /// Bytes of a full batch.
     #[arg(long, value_parser = quantity::bytes_usize, default_value_t = millstream_proto::limits::DEFAULT_BATCH_BYTES, value_name = "BYTES")]

@@ -16,9 +16,9 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::gate::Gate;
 use crate::guests::{Guests, GuestsError};
-use crate::limits::{DRAIN_TIMEOUT, RETENTION_INTERVAL};
+use crate::limits::{DRAIN_TIMEOUT, PRODUCER_SWEEP_INTERVAL, RETENTION_INTERVAL};
 use crate::listen;
-use crate::log::{TailBudget, retain};
+use crate::log::{RetainError, TailBudget, Topic, expire_producers, retain};
 use crate::pipeline::{PipelineError, Pipelines};
 use crate::session::shutting_down;
 use crate::tls::{self, TlsError};
@@ -128,7 +128,10 @@ impl Broker {
         store: Arc<dyn Store>,
     ) -> Result<Running, StartError> {
         let endpoint = listen_on(&config)?;
-        let listening = |source| StartError::Listen { addr: config.listen, source };
+        let listening = |source| StartError::Listen {
+            addr: config.listen,
+            source,
+        };
         let addr = endpoint.local_addr().map_err(listening)?;
         let tails = TailBudget::new(config.storage.tail_bytes);
         let artifacts = config.data_dir.join(ARTIFACTS_DIR);
@@ -163,7 +166,11 @@ impl Broker {
             tokio::spawn(keep_retention(Arc::clone(&broker))),
         ];
         tracing::info!(%addr, "serving");
-        Ok(Running { broker, addr, tasks })
+        Ok(Running {
+            broker,
+            addr,
+            tasks,
+        })
     }
 }
 
@@ -185,11 +192,17 @@ impl Running {
     pub async fn shutdown(self) {
         let Self { broker, tasks, .. } = self;
         broker.gate.close();
-        if tokio::time::timeout(DRAIN_TIMEOUT, broker.gate.empty()).await.is_err() {
+        if tokio::time::timeout(DRAIN_TIMEOUT, broker.gate.empty())
+            .await
+            .is_err()
+        {
             tracing::warn!("some connections did not finish in {DRAIN_TIMEOUT:?}; closing them");
         }
         let reason = shutting_down();
-        broker.endpoint.close(u32::from(reason.code.number()).into(), reason.message.as_bytes());
+        broker.endpoint.close(
+            u32::from(reason.code.number()).into(),
+            reason.message.as_bytes(),
+        );
         // Peers get the closing packets; those that are gone are not waited for long.
         let _ = tokio::time::timeout(DRAIN_TIMEOUT / 10, broker.endpoint.wait_idle()).await;
         for task in tasks {
@@ -197,7 +210,10 @@ impl Running {
         }
         broker.guests.stop().await;
         let store = Arc::clone(&broker.store);
-        if tokio::task::spawn_blocking(move || store.close()).await.is_err() {
+        if tokio::task::spawn_blocking(move || store.close())
+            .await
+            .is_err()
+        {
             tracing::error!("closing the store was interrupted");
         }
         tracing::info!("stopped");
@@ -205,37 +221,68 @@ impl Running {
 }
 
 fn make_dir(dir: &Path) -> Result<(), StartError> {
-    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
-    made.map_err(|source| StartError::DataDir { dir: dir.to_owned(), source })
+    let made = std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir);
+    made.map_err(|source| StartError::DataDir {
+        dir: dir.to_owned(),
+        source,
+    })
 }
 
 fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
     make_dir(&config.data_dir)?;
-    let redb = RedbConfig { cache_bytes: config.storage.cache_bytes, ..RedbConfig::default() };
-    Ok(Arc::new(RedbStore::open(config.data_dir.join(SHARD_FILE), &redb)?))
+    let redb = RedbConfig {
+        cache_bytes: config.storage.cache_bytes,
+        ..RedbConfig::default()
+    };
+    Ok(Arc::new(RedbStore::open(
+        config.data_dir.join(SHARD_FILE),
+        &redb,
+    )?))
 }
 
 fn listen_on(config: &Config) -> Result<Endpoint, StartError> {
     let mtu = config.transport.mtu;
     let mut server = ServerConfig::with_crypto(Arc::new(tls::quic_server_config(&config.tls)?));
     server.transport_config(transport::transport(mtu));
-    let listening = |source| StartError::Listen { addr: config.listen, source };
+    let listening = |source| StartError::Listen {
+        addr: config.listen,
+        source,
+    };
     let socket = transport::socket(config.listen).map_err(listening)?;
-    let endpoint = transport::endpoint_config(mtu);
+    let endpoint = transport::endpoint_config(mtu, tls::reset_key(&config.tls)?);
     Endpoint::new(endpoint, Some(server), socket, Arc::new(TokioRuntime)).map_err(listening)
 }
 
 /// Removes what topics do not keep any more, for as long as the broker runs.
 async fn keep_retention(broker: Arc<Broker>) {
+    let every = PRODUCER_SWEEP_INTERVAL.as_millis() as i64;
+    let mut swept_ms = broker.clock.now_ms();
     loop {
         tokio::select! {
             () = tokio::time::sleep(RETENTION_INTERVAL) => {}
             () = broker.gate.closing() => return,
         }
+        let now_ms = broker.clock.now_ms();
+        let sweep = now_ms.saturating_sub(swept_ms) >= every;
         for topic in broker.catalog.topics() {
-            if let Err(e) = retain(&topic, broker.clock.now_ms()).await {
+            if let Err(e) = keep_topic(&topic, now_ms, sweep).await {
                 tracing::error!(topic = %topic.name(), "retention does not get on: {e}");
             }
         }
+        if sweep {
+            swept_ms = now_ms;
+        }
     }
+}
+
+async fn keep_topic(topic: &Arc<Topic>, now_ms: i64, sweep: bool) -> Result<(), RetainError> {
+    retain(topic, now_ms).await?;
+    if sweep {
+        let forgotten = expire_producers(topic, now_ms).await?;
+        tracing::debug!(topic = %topic.name(), forgotten, "idle producers");
+    }
+    Ok(())
 }

@@ -20,7 +20,9 @@ impl Clock {
     /// A clock that stands at `ms` until it is [set](Clock::set).
     #[must_use]
     pub fn fixed(ms: i64) -> Self {
-        Self { fixed: Some(Arc::new(AtomicI64::new(ms))) }
+        Self {
+            fixed: Some(Arc::new(AtomicI64::new(ms))),
+        }
     }
 
     /// Moves a fixed clock; does nothing to the system's.
@@ -36,7 +38,9 @@ impl Clock {
         match &self.fixed {
             Some(fixed) => fixed.load(Ordering::Relaxed),
             None => {
-                let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+                let since = SystemTime::now()
+                    .duration_since(UNIX_EPOCH)
+                    .unwrap_or_default();
                 i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
             }
         }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{watch, Semaphore};
+use tokio::sync::{Semaphore, watch};
 
 /// Number of permits that stands for "everybody is out".
 const ALL: u32 = 1 << 20;
@@ -22,7 +22,10 @@ pub struct Inside {
 
 impl Default for Gate {
     fn default() -> Self {
-        Self { closing: watch::Sender::new(false), inside: Arc::new(Semaphore::new(ALL as usize)) }
+        Self {
+            closing: watch::Sender::new(false),
+            inside: Arc::new(Semaphore::new(ALL as usize)),
+        }
     }
 }
 

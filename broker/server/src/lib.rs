@@ -18,6 +18,7 @@ pub mod limits;
 mod listen;
 pub mod log;
 pub mod pipeline;
+mod reset;
 pub mod route;
 mod serve;
 mod session;

@@ -24,6 +24,13 @@ pub const DELIVER_BYTES: usize = 256 << 10;
 pub const COLD_READERS: usize = 4;
 /// Producers whose state is kept in memory per topic while no stream is open.
 pub const IDLE_PRODUCERS: usize = 1024;
+/// A producer that has stored nothing for this long is forgotten: a batch that it
+/// resends later than this is taken for a new one.
+pub const PRODUCER_EXPIRY: Duration = Duration::from_secs(7 * 24 * 3600);
+/// How often idle producers are looked for.
+pub const PRODUCER_SWEEP_INTERVAL: Duration = Duration::from_secs(3600);
+/// Producers looked at in one go.
+pub const PRODUCER_PAGE: usize = 1000;
 /// How often retention looks at partitions without being asked.
 pub const RETENTION_INTERVAL: Duration = Duration::from_secs(1);
 /// Bytes that retention removes in one commit.

@@ -30,7 +30,9 @@ pub(crate) async fn accept(broker: Arc<Broker>, endpoint: Endpoint) {
             incoming.refuse();
             continue;
         };
-        let Some(inside) = broker.gate.enter() else { return };
+        let Some(inside) = broker.gate.enter() else {
+            return;
+        };
         let broker = Arc::clone(&broker);
         tokio::spawn(async move {
             let connection = handshake(incoming).await;
@@ -68,7 +70,10 @@ async fn admit(broker: Arc<Broker>, connection: Connection) {
         Err(e) => {
             let from = connection.remote_address();
             tracing::warn!(%from, "refused: {e}");
-            close(&connection, &WireError::new(ErrorCode::NoIdentity, e.to_string()));
+            close(
+                &connection,
+                &WireError::new(ErrorCode::NoIdentity, e.to_string()),
+            );
         }
     }
 }

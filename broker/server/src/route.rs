@@ -3,7 +3,9 @@
 //! A batch that goes whole to one partition is passed on as it is; only a split
 //! copies records, each once.
 
-use millstream_proto::batch::{BatchBuilder, Body, NewHeader, NewRecord, PushError, RecordRef, Stamp};
+use millstream_proto::batch::{
+    BatchBuilder, Body, NewHeader, NewRecord, PushError, RecordRef, Stamp,
+};
 use millstream_proto::limits::{DEFAULT_BATCH_BYTES, MAX_BATCH_BYTES};
 use millstream_proto::partition::key_partition;
 use millstream_proto::topic::Spread;
@@ -31,7 +33,11 @@ pub fn spread(batch: &Batch, topic: &Topic) -> Result<Vec<(PartitionId, Batch)>,
         .records()
         .map(|r| match r.key {
             Some(key) => key_partition(key, partitions).0,
-            None => keyless.get_or_insert_with(|| topic.next_in_turn(partitions)).0,
+            None => {
+                keyless
+                    .get_or_insert_with(|| topic.next_in_turn(partitions))
+                    .0
+            }
         })
         .collect();
     match assignment.split_first() {
@@ -45,7 +51,10 @@ pub fn spread(batch: &Batch, topic: &Topic) -> Result<Vec<(PartitionId, Batch)>,
 ///
 /// # Errors
 /// When the body does not hold together, or a record is over the limits.
-pub fn by_partition(body: &Body, assignment: &[u32]) -> Result<Vec<(PartitionId, Batch)>, BatchError> {
+pub fn by_partition(
+    body: &Body,
+    assignment: &[u32],
+) -> Result<Vec<(PartitionId, Batch)>, BatchError> {
     let mut out = Gather::new(body.header());
     for (record, partition) in body.view()?.records().zip(assignment) {
         out.push(PartitionId(*partition), &record)?;
@@ -67,11 +76,23 @@ impl Gather {
     /// For the records of a batch with this header: same codec, same stamp.
     #[must_use]
     pub fn new(header: &BatchHeader) -> Self {
-        let stamp =
-            Stamp { producer: header.producer, epoch: header.epoch, sequence: header.sequence };
-        let limit = header.encoded_len().max(header.plain_len()).max(DEFAULT_BATCH_BYTES);
+        let stamp = Stamp {
+            producer: header.producer,
+            epoch: header.epoch,
+            sequence: header.sequence,
+        };
+        let limit = header
+            .encoded_len()
+            .max(header.plain_len())
+            .max(DEFAULT_BATCH_BYTES);
         let limit = limit.min(MAX_BATCH_BYTES);
-        Self { codec: header.codec, stamp, limit, open: Vec::new(), done: Vec::new() }
+        Self {
+            codec: header.codec,
+            stamp,
+            limit,
+            open: Vec::new(),
+            done: Vec::new(),
+        }
     }
 
     /// Adds a record as it is.
@@ -115,7 +136,8 @@ impl Gather {
     pub fn finish(mut self) -> Result<Vec<(PartitionId, Batch)>, BatchError> {
         for (partition, mut builder) in self.open {
             if !builder.is_empty() {
-                self.done.push((partition, builder.build(self.codec, self.stamp)?));
+                self.done
+                    .push((partition, builder.build(self.codec, self.stamp)?));
             }
         }
         Ok(self.done)
@@ -123,15 +145,25 @@ impl Gather {
 }
 
 fn plain<'a>(record: &RecordRef<'a>, headers: &'a [NewHeader<'a>]) -> NewRecord<'a> {
-    NewRecord { key: record.key, value: record.value, headers, timestamp: record.timestamp }
+    NewRecord {
+        key: record.key,
+        value: record.value,
+        headers,
+        timestamp: record.timestamp,
+    }
 }
 
 fn not_a_record(e: &PushError, record: &NewRecord<'_>) -> BatchError {
     match e {
-        PushError::RecordTooLarge { len, max } => {
-            BatchError::RecordTooLarge { index: 0, len: *len, max: *max }
-        }
-        PushError::Full => BatchError::TooLarge { len: record.size(), max: MAX_BATCH_BYTES },
+        PushError::RecordTooLarge { len, max } => BatchError::RecordTooLarge {
+            index: 0,
+            len: *len,
+            max: *max,
+        },
+        PushError::Full => BatchError::TooLarge {
+            len: record.size(),
+            max: MAX_BATCH_BYTES,
+        },
         PushError::Headers => BatchError::Malformed("a record has too many or too long headers"),
     }
 }

@@ -31,9 +31,17 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    pub(crate) fn new(broker: Arc<Broker>, connection: Connection, principal: Principal) -> Arc<Self> {
+    pub(crate) fn new(
+        broker: Arc<Broker>,
+        connection: Connection,
+        principal: Principal,
+    ) -> Arc<Self> {
         let peer = Peer { broker, principal };
-        Arc::new(Self { peer, connection, greeted: watch::Sender::new(false) })
+        Arc::new(Self {
+            peer,
+            connection,
+            greeted: watch::Sender::new(false),
+        })
     }
 
     /// Serves the connection until it closes or the broker shuts down.
@@ -78,7 +86,8 @@ impl Session {
             Ok(Ok(open)) => return self.dispatch(open, reader, writer).await,
             Ok(Err(refusal)) => refusal,
             Err(_) => {
-                let text = format!("the stream's first frame did not come in {HANDSHAKE_TIMEOUT:?}");
+                let text =
+                    format!("the stream's first frame did not come in {HANDSHAKE_TIMEOUT:?}");
                 Some(WireError::new(ErrorCode::UnexpectedFrame, text))
             }
         };
@@ -94,7 +103,9 @@ impl Session {
             let text = format!("a stream begins with an Open frame, not {:?}", frame.kind);
             return Err(Some(WireError::new(ErrorCode::UnexpectedFrame, text)));
         }
-        let open = frame.message::<StreamOpen>().map_err(|e| Some(WireError::from(e)))?;
+        let open = frame
+            .message::<StreamOpen>()
+            .map_err(|e| Some(WireError::from(e)))?;
         if !matches!(open, StreamOpen::Control(_)) {
             // Streams may overtake one another; wait for the greeting.
             let mut greeted = self.greeted.subscribe();
@@ -119,7 +130,10 @@ impl Session {
         let Some(version) = version::choose(hello.min_version, hello.max_version) else {
             let text = format!(
                 "the client speaks protocol versions {} to {}, this broker {} to {}: use a client of a matching version",
-                hello.min_version, hello.max_version, version::MIN_VERSION, version::MAX_VERSION
+                hello.min_version,
+                hello.max_version,
+                version::MIN_VERSION,
+                version::MAX_VERSION
             );
             let error = WireError::new(ErrorCode::UnsupportedVersion, text);
             return refuse(&mut reader, writer, &error).await;

@@ -1,7 +1,9 @@
 //! Frames over a QUIC stream.
 
 use bytes::{Bytes, BytesMut};
-use millstream_proto::frame::{Assembler, Frame, FrameError, FrameKind, message_frame, put_message};
+use millstream_proto::frame::{
+    Assembler, Frame, FrameError, FrameKind, message_frame, put_message,
+};
 use millstream_proto::{ErrorCode, WireError};
 use quinn::{ReadError, RecvStream, SendStream, WriteError};
 use serde::Serialize;
@@ -46,7 +48,11 @@ pub(crate) struct FrameReader {
 
 impl FrameReader {
     pub(crate) fn new(stream: RecvStream) -> Self {
-        Self { stream, piece: Bytes::new(), assembler: Assembler::default() }
+        Self {
+            stream,
+            piece: Bytes::new(),
+            assembler: Assembler::default(),
+        }
     }
 
     /// The next frame; `None` when the peer has finished its side.
@@ -119,6 +125,12 @@ impl FrameWriter {
             // The peer stopping the stream, or going away, ends the wait too.
             let _ = self.stream.stopped().await;
         }
+    }
+
+    /// Breaks off, also in the middle of a frame: what was not sent yet never is.
+    pub(crate) fn reset(&mut self, code: ErrorCode) {
+        // Already finished or stopped is as good as reset.
+        let _ = self.stream.reset(u32::from(code.number()).into());
     }
 
     /// Resolves when the peer no longer wants what is written.

@@ -22,6 +22,7 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::config::TlsFiles;
+use crate::reset::ResetKey;
 
 /// Largest PEM file that is read, in bytes.
 const MAX_PEM_BYTES: u64 = 8 << 20;
@@ -161,6 +162,14 @@ pub fn server_config(files: &TlsFiles) -> Result<rustls::ServerConfig, TlsError>
     config.send_tls13_tickets = 0;
     config.max_early_data_size = 0;
     Ok(config)
+}
+
+/// The key of stateless resets, which the next broker with these files makes too. Blocking.
+///
+/// # Errors
+/// [`TlsError`], naming the file.
+pub(crate) fn reset_key(files: &TlsFiles) -> Result<ResetKey, TlsError> {
+    Ok(ResetKey::derive(private_key(&files.key)?.secret_der()))
 }
 
 const REVOCATIONS: &str = "certificate revocation list";

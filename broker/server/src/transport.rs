@@ -9,6 +9,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::limits::{
     CONNECTION_WINDOW, IDLE_TIMEOUT, MAX_STREAMS, SEND_WINDOW, SOCKET_BUFFER_BYTES, STREAM_WINDOW,
 };
+use crate::reset::ResetKey;
 
 /// Transport settings with datagrams of at most `mtu` bytes.
 pub(crate) fn transport(mtu: u16) -> Arc<TransportConfig> {
@@ -26,9 +27,11 @@ pub(crate) fn transport(mtu: u16) -> Arc<TransportConfig> {
     Arc::new(t)
 }
 
-/// Endpoint settings that accept datagrams of at most `mtu` bytes.
-pub(crate) fn endpoint_config(mtu: u16) -> EndpointConfig {
+/// Endpoint settings that accept datagrams of at most `mtu` bytes, and end the
+/// connections of the broker that ran here before.
+pub(crate) fn endpoint_config(mtu: u16, reset: ResetKey) -> EndpointConfig {
     let mut config = EndpointConfig::default();
+    reset.install(&mut config);
     // The configuration allows only sizes that QUIC does.
     if config.max_udp_payload_size(mtu.max(1472)).is_err() {
         tracing::warn!(mtu, "the endpoint keeps its default datagram size");

@@ -8,7 +8,7 @@
 //! |---|---|---|---|
 //! | [`record`] | `Records` | topic, partition, base offset | a record batch, as it is |
 //! | [`partition`] | `Partitions` | topic, partition | log start, bytes |
-//! | [`producer`] | `Producers` | topic, producer id | epoch, last sequence, its outcome |
+//! | [`producer`] | `Producers` | topic, producer id | epoch, last sequence, when and where that was |
 //! | [`offset`] | `Offsets` | topic, partition, consumer name | offset, metadata |
 //!
 //! Rows of the catalogue, the pipelines and the shard itself are laid out by the broker.

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::payload::random;
@@ -11,9 +11,9 @@ use crate::error::{CliError, Outcome};
 /// Bytes between two syncs: what a producer with 16 batches of 64 KiB in flight gathers.
 const GROUP_BYTES: usize = 1 << 20;
 
-/// Bytes per second appended and synced a group at a time. Blocking.
-pub(super) fn append(dir: &Path, bytes: u64) -> Outcome<f64> {
-    let run = || -> io::Result<f64> {
+/// Bytes per second appended and synced a group at a time.
+pub(super) async fn append(dir: &Path, bytes: u64) -> Outcome<f64> {
+    on_a_thread(dir, move |dir| {
         let path = dir.join("floor");
         let mut file = File::create(&path)?;
         let group = random(GROUP_BYTES);
@@ -28,13 +28,13 @@ pub(super) fn append(dir: &Path, bytes: u64) -> Outcome<f64> {
         let rate = bytes as f64 / begun.elapsed().as_secs_f64();
         std::fs::remove_file(path)?;
         Ok(rate)
-    };
-    run().map_err(|e| CliError::file("append to a file in", dir, &e))
+    })
+    .await
 }
 
-/// Times of `count` appends of 4 KiB, each synced. Blocking.
-pub(super) fn sync_times(dir: &Path, count: usize) -> Outcome<Vec<Duration>> {
-    let run = || -> io::Result<Vec<Duration>> {
+/// Times of `count` appends of 4 KiB, each synced.
+pub(super) async fn sync_times(dir: &Path, count: usize) -> Outcome<Vec<Duration>> {
+    on_a_thread(dir, move |dir| {
         let path = dir.join("floor");
         let mut file = File::create(&path)?;
         let page = random(4096);
@@ -47,6 +47,18 @@ pub(super) fn sync_times(dir: &Path, count: usize) -> Outcome<Vec<Duration>> {
         }
         std::fs::remove_file(path)?;
         Ok(times)
-    };
-    run().map_err(|e| CliError::file("append to a file in", dir, &e))
+    })
+    .await
+}
+
+/// Runs what blocks beside the runtime, whose connections must show that they live.
+async fn on_a_thread<T: Send + 'static>(
+    dir: &Path,
+    work: impl FnOnce(PathBuf) -> io::Result<T> + Send + 'static,
+) -> Outcome<T> {
+    let place = dir.to_owned();
+    let done = tokio::task::spawn_blocking(move || work(place))
+        .await
+        .map_err(CliError::failure)?;
+    done.map_err(|e| CliError::file("append to a file in", dir, &e))
 }

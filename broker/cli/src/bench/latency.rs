@@ -81,7 +81,7 @@ pub(super) async fn run(
         broker.kill().await.map_err(CliError::failure)?;
         stage.clear(&place)?;
         let acks = micros(&acks);
-        let syncs = micros(&disk::sync_times(stage.dir(), count as usize)?);
+        let syncs = micros(&disk::sync_times(stage.dir(), count as usize).await?);
         let echoes = micros(&floor.echo(Ticks::start(args.rate, count)).await?);
         let at = |share| {
             let floor = percentile(&syncs, share) + percentile(&echoes, share);

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::future::try_join;
-use millstream::Client;
-use millstream_guests::{FILTER_FIELD, Guest, REDACT};
+use millstream::{Client, Record};
+use millstream_guests::{ENRICH_HEADER, FILTER_FIELD, Guest};
 use millstream_proto::pipeline::PluginUse;
 use millstream_proto::topic::{StartAt, TopicConfig};
 use millstream_proto::{PluginName, TopicName};
@@ -140,7 +140,7 @@ pub(super) async fn ingest(
         broker.kill().await.map_err(CliError::failure)?;
         stage.clear(&place)?;
         pairs.push((rate, floor.send(args.bytes).await?));
-        disks.push((rate, disk::append(stage.dir(), args.bytes)?));
+        disks.push((rate, disk::append(stage.dir(), args.bytes).await?));
     }
     report.against(
         "ingest",
@@ -330,19 +330,15 @@ pub(super) async fn start(
         let begun = Instant::now();
         let broker = stage.broker(&place).await?;
         let client = stage.client(&broker).await?;
-        first_ack(&client, &topic, &payload).await?;
+        first_ack(&client, &topic).await?;
         cold.push(begun.elapsed().as_secs_f64() * 1e3);
         let pid = broker.id().unwrap_or(0);
         idle.push(process::resident(pid) as f64 / f64::from(1 << 20));
 
         let begun = Instant::now();
-        let name = upload(&client, REDACT).await?;
-        let mut redact = PluginUse::new(name);
-        redact
-            .config
-            .insert("fields".to_owned(), "secret".to_owned());
-        client.attach(topic.clone(), redact).await?;
-        first_ack(&client, &topic, &payload).await?;
+        let name = upload(&client, ENRICH_HEADER).await?;
+        client.attach(topic.clone(), enrich(name)).await?;
+        first_ack(&client, &topic).await?;
         uploads.push(begun.elapsed().as_secs_f64() * 1e3);
 
         let bare = create(&client, "million", shape.partitions).await?;
@@ -352,7 +348,7 @@ pub(super) async fn start(
         broker.kill().await.map_err(CliError::failure)?;
         stage.clear(&place)?;
     }
-    let said = format!("a component of {} KiB", REDACT.wasm.len() >> 10);
+    let said = format!("a component of {} KiB", ENRICH_HEADER.wasm.len() >> 10);
     report.plain("cold start to first ack", "ms", &cold, String::new());
     report.plain("upload to first record through it", "ms", &uploads, said);
     report.plain("memory of the broker, idle", "MiB", &idle, String::new());
@@ -365,13 +361,23 @@ pub(super) async fn start(
     Ok(())
 }
 
-async fn first_ack(client: &Client, topic: &TopicName, payload: &Payload) -> Outcome {
+/// Copies a field of JSON values to a header.
+fn enrich(name: PluginName) -> PluginUse {
+    let mut plugin = PluginUse::new(name);
+    plugin
+        .config
+        .insert("header.kind".to_owned(), "kind".to_owned());
+    plugin
+}
+
+async fn first_ack(client: &Client, topic: &TopicName) -> Outcome {
     let producer = client
         .producer(topic.clone())
         .linger(Duration::ZERO)
         .build()
         .await?;
-    producer.send(&payload.record(0)).await?.await?;
+    let record = Record::value(br#"{"kind":"earthquake","mag":5.1}"#);
+    producer.send(&record).await?.await?;
     producer.close().await?;
     Ok(())
 }

@@ -26,7 +26,11 @@ impl Append {
     #[must_use]
     pub fn to(topic: &Arc<Topic>, partition: PartitionId, batch: Batch) -> Option<Self> {
         let partition = topic.partition(partition)?;
-        Some(Self { topic: Arc::clone(topic), partition, batch })
+        Some(Self {
+            topic: Arc::clone(topic),
+            partition,
+            batch,
+        })
     }
 
     /// The topic it goes to.
@@ -84,7 +88,10 @@ impl Ticket {
         appends: &[Append],
         rows: &WriteBatch,
     ) -> Result<Self, CommitError> {
-        let batches: usize = appends.iter().map(|a| a.batch.bytes().len() + ROW_BYTES).sum();
+        let batches: usize = appends
+            .iter()
+            .map(|a| a.batch.bytes().len() + ROW_BYTES)
+            .sum();
         let bytes = batches + rows.byte_len() + ROW_BYTES;
         let permit = match store.try_reserve(bytes)? {
             Some(permit) => permit,
@@ -112,7 +119,10 @@ pub fn submit<T: Send + 'static>(
     let mut places: Vec<_> = appends.iter().map(|a| (a.place(), &a.partition)).collect();
     places.sort_by_key(|(place, _)| *place);
     places.dedup_by_key(|(place, _)| *place);
-    let mut locks: Vec<_> = places.iter().map(|(place, p)| (*place, p.applied())).collect();
+    let mut locks: Vec<_> = places
+        .iter()
+        .map(|(place, p)| (*place, p.applied()))
+        .collect();
 
     let mut placements = Vec::with_capacity(appends.len());
     for append in &appends {
@@ -122,12 +132,23 @@ pub fn submit<T: Send + 'static>(
         let (base, count) = (applied.next, append.batch.count());
         applied.next += u64::from(count);
         applied.bytes += append.batch.bytes().len() as u64;
-        let key = RecordKey { topic, partition: partition.0, base_offset: base };
+        let key = RecordKey {
+            topic,
+            partition: partition.0,
+            base_offset: base,
+        };
         rows.put(Space::Records, key.encode(), append.batch.bytes().clone());
-        placements.push(Placement { partition, base: Offset(base), count });
+        placements.push(Placement {
+            partition,
+            base: Offset(base),
+            count,
+        });
     }
     for ((topic, partition), applied) in &locks {
-        let key = PartitionKey { topic: *topic, partition: partition.0 };
+        let key = PartitionKey {
+            topic: *topic,
+            partition: partition.0,
+        };
         rows.put(Space::Partitions, key.encode(), applied.row().encode());
     }
     let decided = decide(&placements, &mut rows);
@@ -142,7 +163,10 @@ pub fn submit<T: Send + 'static>(
 /// Moves the durable ends and wakes readers.
 fn show_committed(appends: Vec<Append>, placements: &[Placement]) {
     for (append, placement) in appends.into_iter().zip(placements) {
-        append.partition.commit(Stored { base: placement.base, batch: append.batch });
+        append.partition.commit(Stored {
+            base: placement.base,
+            batch: append.batch,
+        });
         append.topic.notify();
     }
 }

@@ -17,7 +17,7 @@ mod topic;
 
 pub use append::{Append, Ticket, append, durability, submit};
 pub use partition::{Partition, Stored, TailRead};
-pub use producers::{Claim, KeepInMemory, ProducerRefused, ProducerStream};
+pub use producers::{Claim, KeepInMemory, ProducerRefused, ProducerStream, expire_producers};
 pub use read::ReadFault;
 pub use retention::{RetainError, retain};
 pub use seek::seek;

@@ -57,7 +57,10 @@ pub(super) struct Applied {
 
 impl Applied {
     pub(super) fn row(self) -> PartitionRow {
-        PartitionRow { log_start: self.start, bytes: self.bytes }
+        PartitionRow {
+            log_start: self.start,
+            bytes: self.bytes,
+        }
     }
 }
 
@@ -99,9 +102,21 @@ impl Partition {
         tails: TailBudget,
         at: Applied,
     ) -> Arc<Self> {
-        let durable = Durable { start: at.start, end: at.next, bytes: at.bytes, tail: Tail::default() };
+        let durable = Durable {
+            start: at.start,
+            end: at.next,
+            bytes: at.bytes,
+            tail: Tail::default(),
+        };
         let (applied, durable) = (Mutex::new(at), Mutex::new(durable));
-        Arc::new(Self { topic, id, store, applied, durable, tails })
+        Arc::new(Self {
+            topic,
+            id,
+            store,
+            applied,
+            durable,
+            tails,
+        })
     }
 
     /// Its number.
@@ -139,12 +154,18 @@ impl Partition {
     pub fn read_tail(&self, from: Offset, max_bytes: usize) -> TailRead {
         let durable = locked(&self.durable);
         if from.0 < durable.start || from.0 > durable.end {
-            return TailRead::OutOfRange { start: Offset(durable.start), end: Offset(durable.end) };
+            return TailRead::OutOfRange {
+                start: Offset(durable.start),
+                end: Offset(durable.end),
+            };
         }
         if from.0 == durable.end {
             return TailRead::AtEnd;
         }
-        durable.tail.read(from.0, max_bytes).map_or(TailRead::Older, TailRead::Batches)
+        durable
+            .tail
+            .read(from.0, max_bytes)
+            .map_or(TailRead::Older, TailRead::Batches)
     }
 
     pub(super) fn applied(&self) -> MutexGuard<'_, Applied> {

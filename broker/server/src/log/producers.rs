@@ -1,17 +1,20 @@
 //! The producers of one topic: who streams, and what each has stored.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use millstream_core::dedup::{Judgement, ProducerState};
 use millstream_proto::message::Placement;
 use millstream_proto::{Offset, PartitionId, ProducerEpoch, ProducerId, Sequence};
 use millstream_store::key::RowError;
-use millstream_store::key::producer::{Outcome, ProducerKey, ProducerRow};
-use millstream_store::{ReadError, Space, Store, WriteBatch};
+use millstream_store::key::producer::{self, Outcome, ProducerKey, ProducerRow};
+use millstream_store::{Direction, Key, ReadError, ScanLimit, Space, Store, WriteBatch};
 
+use super::read::ReadFault;
+use super::retention::RetainError;
 use super::topic::Topic;
-use crate::limits::IDLE_PRODUCERS;
+use crate::limits::{IDLE_PRODUCERS, PRODUCER_EXPIRY, PRODUCER_PAGE};
 
 /// Why a producer's stream was not opened.
 #[derive(Debug, thiserror::Error)]
@@ -66,11 +69,23 @@ impl Topic {
         } else {
             self.producer_state(id, epoch)?
         };
-        let stream = locked(&state).open(epoch).ok_or(ProducerRefused::Fenced(id, epoch))?;
-        Ok(ProducerStream { state, stream, topic: self.id(), id, epoch })
+        let stream = locked(&state)
+            .open(epoch)
+            .ok_or(ProducerRefused::Fenced(id, epoch))?;
+        Ok(ProducerStream {
+            state,
+            stream,
+            topic: self.id(),
+            id,
+            epoch,
+        })
     }
 
-    fn producer_state(&self, id: ProducerId, epoch: ProducerEpoch) -> Result<Shared, ProducerRefused> {
+    fn producer_state(
+        &self,
+        id: ProducerId,
+        epoch: ProducerEpoch,
+    ) -> Result<Shared, ProducerRefused> {
         if let Some(state) = locked(&self.producers.known).get(&id) {
             return Ok(Arc::clone(state));
         }
@@ -81,7 +96,9 @@ impl Topic {
             known.retain(|_, state| Arc::strong_count(state) > 1);
         }
         // Whoever came first in the meantime counts.
-        let state = known.entry(id).or_insert_with(|| Shared::new(Mutex::new(restored)));
+        let state = known
+            .entry(id)
+            .or_insert_with(|| Shared::new(Mutex::new(restored)));
         Ok(Arc::clone(state))
     }
 }
@@ -92,7 +109,11 @@ fn restore(
     id: ProducerId,
     epoch: ProducerEpoch,
 ) -> Result<ProducerState, ProducerRefused> {
-    let key = ProducerKey { topic, producer: id.0 }.encode();
+    let key = ProducerKey {
+        topic,
+        producer: id.0,
+    }
+    .encode();
     let Some(bytes) = store.snapshot()?.get(Space::Producers, &key)? else {
         return Ok(ProducerState::unknown(epoch));
     };
@@ -103,7 +124,11 @@ fn restore(
         count: o.count,
     });
     let last = Sequence(row.last_sequence);
-    Ok(ProducerState::restored(ProducerEpoch(row.epoch), last, placements.collect()))
+    Ok(ProducerState::restored(
+        ProducerEpoch(row.epoch),
+        last,
+        placements.collect(),
+    ))
 }
 
 impl ProducerStream {
@@ -136,7 +161,11 @@ impl ProducerStream {
     pub fn claim(&self, sequence: Sequence) -> Result<Claim<'_>, Judgement> {
         let state = locked(&self.state);
         match state.judge(self.stream, sequence) {
-            Judgement::New => Ok(Claim { of: self, state, sequence }),
+            Judgement::New => Ok(Claim {
+                of: self,
+                state,
+                sequence,
+            }),
             other => Err(other),
         }
     }
@@ -145,7 +174,9 @@ impl ProducerStream {
     /// the disk: until then its row there is behind.
     #[must_use]
     pub fn keep(&self) -> KeepInMemory {
-        KeepInMemory { _state: Arc::clone(&self.state) }
+        KeepInMemory {
+            _state: Arc::clone(&self.state),
+        }
     }
 }
 
@@ -166,7 +197,7 @@ pub struct Claim<'a> {
 impl Claim<'_> {
     /// Notes that the batch is being submitted and adds the row that makes a
     /// resend of it a duplicate.
-    pub fn stored(&mut self, placements: &[Placement], rows: &mut WriteBatch) {
+    pub fn stored(&mut self, placements: &[Placement], rows: &mut WriteBatch, now_ms: i64) {
         self.state.stored(self.sequence, placements.to_vec());
         if self.of.id == ProducerId::NONE {
             return;
@@ -179,9 +210,76 @@ impl Claim<'_> {
         let row = ProducerRow {
             epoch: self.of.epoch.0,
             last_sequence: self.sequence.0,
+            stored_ms: u64::try_from(now_ms).unwrap_or(0),
             last_outcome: outcome.collect(),
         };
-        let key = ProducerKey { topic: self.of.topic, producer: self.of.id.0 };
+        let key = ProducerKey {
+            topic: self.of.topic,
+            producer: self.of.id.0,
+        };
         rows.put(Space::Producers, key.encode(), row.encode());
     }
+}
+
+/// Forgets producers that have stored nothing for [`PRODUCER_EXPIRY`]. Returns how many.
+///
+/// # Errors
+/// When the store cannot be read or written.
+pub async fn expire_producers(topic: &Arc<Topic>, now_ms: i64) -> Result<usize, RetainError> {
+    let all = producer::range_topic(topic.id());
+    let (mut from, mut expired) = (all.start, 0);
+    loop {
+        let (scanned, end) = (Arc::clone(topic), all.end.clone());
+        let page = move || idle_page(&scanned, &from..&end, now_ms);
+        let page = tokio::task::spawn_blocking(page)
+            .await
+            .unwrap_or(Err(ReadFault::Closing))?;
+        expired += page.idle;
+        if page.idle > 0 {
+            topic.store().commit(page.rows).await?;
+        }
+        match page.next {
+            Some(next) => from = next,
+            None => return Ok(expired),
+        }
+    }
+}
+
+/// Some producers' rows: how to remove those that are idle, and where to go on.
+struct IdlePage {
+    rows: WriteBatch,
+    idle: usize,
+    next: Option<Key>,
+}
+
+fn idle_page(topic: &Topic, range: Range<&Key>, now_ms: i64) -> Result<IdlePage, ReadFault> {
+    let snapshot = topic.store().snapshot()?;
+    let (range, limit) = (
+        &range.start[..]..&range.end[..],
+        ScanLimit::rows(PRODUCER_PAGE),
+    );
+    let page = snapshot.scan(Space::Producers, range, Direction::Forward, limit)?;
+    let oldest = u64::try_from(now_ms)
+        .unwrap_or(0)
+        .saturating_sub(PRODUCER_EXPIRY.as_millis() as u64);
+    let mut out = IdlePage {
+        rows: WriteBatch::new(),
+        idle: 0,
+        next: None,
+    };
+    if page.more {
+        // Behind the last key and before any other.
+        out.next = page.rows.last().map(|row| row.key.clone().push_bytes(&[0]));
+    }
+    for row in page.rows {
+        let in_use = ProducerKey::decode(&row.key).is_ok_and(|key| {
+            locked(&topic.producers.known).contains_key(&ProducerId(key.producer))
+        });
+        let idle = ProducerRow::decode(&row.value).is_ok_and(|r| r.stored_ms < oldest);
+        if idle && !in_use {
+            out.rows.delete(Space::Producers, row.key);
+            out.idle += 1;
+        }
+    }
+    Ok(out)
 }

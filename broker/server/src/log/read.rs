@@ -75,9 +75,11 @@ impl Partition {
         match self.read_tail(from, max_bytes) {
             TailRead::Batches(batches) => Ok(batches),
             TailRead::AtEnd => Ok(Vec::new()),
-            TailRead::OutOfRange { start, end } => {
-                Err(ReadFault::OutOfRange { wanted: from, start, end })
-            }
+            TailRead::OutOfRange { start, end } => Err(ReadFault::OutOfRange {
+                wanted: from,
+                start,
+                end,
+            }),
             TailRead::Older => {
                 let _turn = COLD.acquire().await.map_err(|_| ReadFault::Closing)?;
                 let partition = Arc::clone(self);
@@ -100,17 +102,32 @@ impl Partition {
             return Ok(Vec::new());
         }
         let (topic, partition) = (self.topic_id(), self.id().0);
-        let key = |base_offset| RecordKey { topic, partition, base_offset }.encode();
+        let key = |base_offset| {
+            RecordKey {
+                topic,
+                partition,
+                base_offset,
+            }
+            .encode()
+        };
         let snapshot = self.store.snapshot()?;
-        let damaged = |offset, why: String| ReadFault::Damaged { partition: self.id(), offset, why };
+        let damaged = |offset, why: String| ReadFault::Damaged {
+            partition: self.id(),
+            offset,
+            why,
+        };
         let first = snapshot.floor_key(Space::Records, &key(0), &key(from.0))?;
         let Some(first) = first else {
             return self.gone_or_damaged(from);
         };
         let stop = record::range_all(topic, partition).end;
         let limit = ScanLimit::bytes(max_bytes);
-        let page =
-            snapshot.scan(Space::Records, &first[..]..&stop[..], Direction::Forward, limit)?;
+        let page = snapshot.scan(
+            Space::Records,
+            &first[..]..&stop[..],
+            Direction::Forward,
+            limit,
+        )?;
         let mut found: Vec<Stored> = Vec::with_capacity(page.rows.len());
         for row in page.rows {
             let at = RecordKey::decode(&row.key).map_err(|e| damaged(from, e.to_string()))?;
@@ -121,7 +138,10 @@ impl Partition {
             if let Some(expected) = found.last().map(Stored::end)
                 && expected != base
             {
-                return Err(damaged(expected, format!("the next batch begins at {base}")));
+                return Err(damaged(
+                    expected,
+                    format!("the next batch begins at {base}"),
+                ));
             }
             let batch = Batch::check(row.value).map_err(|e| damaged(base, e.to_string()))?;
             found.push(Stored { base, batch });
@@ -136,9 +156,17 @@ impl Partition {
     fn gone_or_damaged(&self, from: Offset) -> Result<Vec<Stored>, ReadFault> {
         let (start, end) = (self.start(), self.end());
         if from < start {
-            return Err(ReadFault::OutOfRange { wanted: from, start, end });
+            return Err(ReadFault::OutOfRange {
+                wanted: from,
+                start,
+                end,
+            });
         }
         let why = "no stored batch holds it".to_owned();
-        Err(ReadFault::Damaged { partition: self.id(), offset: from, why })
+        Err(ReadFault::Damaged {
+            partition: self.id(),
+            offset: from,
+            why,
+        })
     }
 }

@@ -54,7 +54,11 @@ pub async fn retain(topic: &Arc<Topic>, now_ms: i64) -> Result<bool, RetainError
 }
 
 fn over_bytes(config: &TopicConfig, bytes: u64) -> u64 {
-    if config.retention_bytes == 0 { 0 } else { bytes.saturating_sub(config.retention_bytes) }
+    if config.retention_bytes == 0 {
+        0
+    } else {
+        bytes.saturating_sub(config.retention_bytes)
+    }
 }
 
 async fn find(
@@ -72,7 +76,8 @@ async fn find(
         let oldest = partition.read_store(partition.start(), step)?;
         let expired = |batch: &Batch| {
             let limit = i64::try_from(config.retention_ms).unwrap_or(i64::MAX);
-            config.retention_ms != 0 && newest(batch).is_some_and(|t| now_ms.saturating_sub(t) > limit)
+            config.retention_ms != 0
+                && newest(batch).is_some_and(|t| now_ms.saturating_sub(t) > limit)
         };
         let mut cut = Cut::default();
         for stored in oldest {
@@ -80,11 +85,16 @@ async fn find(
             if cut.bytes + bytes > over && !expired(&stored.batch) {
                 break;
             }
-            cut = Cut { start: stored.end(), bytes: cut.bytes + bytes };
+            cut = Cut {
+                start: stored.end(),
+                bytes: cut.bytes + bytes,
+            };
         }
         Ok((cut.bytes > 0).then_some(cut))
     };
-    tokio::task::spawn_blocking(scan).await.unwrap_or(Err(ReadFault::Closing))
+    tokio::task::spawn_blocking(scan)
+        .await
+        .unwrap_or(Err(ReadFault::Closing))
 }
 
 /// The newest timestamp of a batch; `None` when it cannot be looked into.
@@ -96,12 +106,27 @@ fn newest(batch: &Batch) -> Option<i64> {
     body.view().ok()?.records().map(|r| r.timestamp).max()
 }
 
-async fn remove(topic: &Arc<Topic>, partition: &Arc<Partition>, cut: Cut) -> Result<(), RetainError> {
+async fn remove(
+    topic: &Arc<Topic>,
+    partition: &Arc<Partition>,
+    cut: Cut,
+) -> Result<(), RetainError> {
     let (topic_id, id) = (partition.topic_id(), partition.id().0);
-    let key = |base_offset| RecordKey { topic: topic_id, partition: id, base_offset }.encode();
+    let key = |base_offset| {
+        RecordKey {
+            topic: topic_id,
+            partition: id,
+            base_offset,
+        }
+        .encode()
+    };
     let mut rows = WriteBatch::new();
     rows.delete_range(Space::Records, key(0)..key(cut.start.0));
-    let row_key = PartitionKey { topic: topic_id, partition: id }.encode();
+    let row_key = PartitionKey {
+        topic: topic_id,
+        partition: id,
+    }
+    .encode();
     let permit = partition.store.reserve(rows.byte_len() + 256).await?;
     let (sender, receiver) = oneshot::channel();
     {

@@ -53,6 +53,9 @@ fn reaches(stored: &Stored, wanted: i64) -> bool {
     if !header.flags.timestamps {
         return false;
     }
-    let Ok(body) = stored.batch.body() else { return true };
-    body.view().map_or(true, |view| view.records().any(|r| r.timestamp >= wanted))
+    let Ok(body) = stored.batch.body() else {
+        return true;
+    };
+    body.view()
+        .map_or(true, |view| view.records().any(|r| r.timestamp >= wanted))
 }

@@ -24,7 +24,11 @@ impl TailBudget {
     /// A budget of `limit` bytes.
     #[must_use]
     pub fn new(limit: usize) -> Self {
-        Self(Arc::new(Mutex::new(Budget { limit, used: 0, order: VecDeque::new() })))
+        Self(Arc::new(Mutex::new(Budget {
+            limit,
+            used: 0,
+            order: VecDeque::new(),
+        })))
     }
 
     /// Bytes cached at present.
@@ -45,7 +49,9 @@ impl TailBudget {
         budget.used += bytes;
         budget.order.push_back((Arc::clone(partition), bytes));
         while budget.used > budget.limit {
-            let Some((oldest, bytes)) = budget.order.pop_front() else { break };
+            let Some((oldest, bytes)) = budget.order.pop_front() else {
+                break;
+            };
             budget.used -= bytes;
             oldest.drop_oldest_cached();
         }
@@ -80,6 +86,12 @@ impl Tail {
             bytes += s.batch.bytes().len();
             first || bytes <= max_bytes
         };
-        Some(self.batches.range(first..).take_while(fits).cloned().collect())
+        Some(
+            self.batches
+                .range(first..)
+                .take_while(fits)
+                .cloned()
+                .collect(),
+        )
     }
 }

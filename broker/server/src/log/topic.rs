@@ -58,11 +58,21 @@ impl Topic {
         let partitions = (0..config.partitions)
             .map(|p| {
                 let at = recover(&*snapshot, id, p)?;
-                Ok(Partition::new(id, PartitionId(p), Arc::clone(&store), tails.clone(), at))
+                Ok(Partition::new(
+                    id,
+                    PartitionId(p),
+                    Arc::clone(&store),
+                    tails.clone(),
+                    at,
+                ))
             })
             .collect::<Result<Arc<[_]>, ReadError>>()?;
         drop(snapshot);
-        let current = Current { config: Arc::new(config), partitions, chain: None };
+        let current = Current {
+            config: Arc::new(config),
+            partitions,
+            chain: None,
+        };
         Ok(Arc::new(Self {
             id,
             name,
@@ -113,12 +123,20 @@ impl Topic {
         let mut current = self.write();
         let have = current.partitions.len() as u32;
         if config.partitions > have {
-            let empty = Applied { next: 0, start: 0, bytes: 0 };
+            let empty = Applied {
+                next: 0,
+                start: 0,
+                bytes: 0,
+            };
             let add = |p| {
                 let (store, tails) = (Arc::clone(&self.store), self.tails.clone());
                 Partition::new(self.id, PartitionId(p), store, tails, empty)
             };
-            let all = current.partitions.iter().cloned().chain((have..config.partitions).map(add));
+            let all = current
+                .partitions
+                .iter()
+                .cloned()
+                .chain((have..config.partitions).map(add));
             current.partitions = all.collect();
         }
         current.config = Arc::new(config);
@@ -183,8 +201,13 @@ impl Topic {
 fn recover(snapshot: &dyn Snapshot, topic: u32, partition: u32) -> Result<Applied, ReadError> {
     let key = PartitionKey { topic, partition }.encode();
     let row = match snapshot.get(Space::Partitions, &key)? {
-        Some(bytes) => PartitionRow::decode(&bytes).map_err(|e| corrupt(Space::Partitions, &key, &e))?,
-        None => PartitionRow { log_start: 0, bytes: 0 },
+        Some(bytes) => {
+            PartitionRow::decode(&bytes).map_err(|e| corrupt(Space::Partitions, &key, &e))?
+        }
+        None => PartitionRow {
+            log_start: 0,
+            bytes: 0,
+        },
     };
     let range = record::range_all(topic, partition);
     let range = &range.start[..]..&range.end[..];
@@ -192,15 +215,26 @@ fn recover(snapshot: &dyn Snapshot, topic: u32, partition: u32) -> Result<Applie
     let next = match page.rows.into_iter().next() {
         None => row.log_start,
         Some(last) => {
-            let at = RecordKey::decode(&last.key).map_err(|e| corrupt(Space::Records, &last.key, &e))?;
-            let batch = Batch::check(last.value).map_err(|e| corrupt(Space::Records, &last.key, &e))?;
+            let at =
+                RecordKey::decode(&last.key).map_err(|e| corrupt(Space::Records, &last.key, &e))?;
+            let batch =
+                Batch::check(last.value).map_err(|e| corrupt(Space::Records, &last.key, &e))?;
             at.base_offset + u64::from(batch.count())
         }
     };
-    Ok(Applied { next, start: row.log_start, bytes: row.bytes })
+    Ok(Applied {
+        next,
+        start: row.log_start,
+        bytes: row.bytes,
+    })
 }
 
 /// A row that the store vouches for and that makes no sense all the same.
 fn corrupt(space: Space, key: &[u8], why: &dyn std::fmt::Display) -> ReadError {
-    ReadError::Corrupt { file: "the shard's store".into(), space, key: key.to_vec(), detail: why.to_string() }
+    ReadError::Corrupt {
+        file: "the shard's store".into(),
+        space,
+        key: key.to_vec(),
+        detail: why.to_string(),
+    }
 }

@@ -67,7 +67,11 @@ impl Answers {
                 if slots.slots.len() < MAX_IN_FLIGHT_BATCHES {
                     let number = slots.front + slots.slots.len() as u64;
                     slots.slots.push_back((tag, None));
-                    return Slot { answers: Arc::clone(self), number, filled: false };
+                    return Slot {
+                        answers: Arc::clone(self),
+                        number,
+                        filled: false,
+                    };
                 }
             }
             freed.await;
@@ -120,7 +124,11 @@ fn put_answer(out: &mut BytesMut, tag: u64, answer: Answer) {
     };
     if let Err(error) = put {
         // Too many placements for a frame: the batch is stored, and that is said.
-        let ack = Ack { placements: Vec::new(), duplicate: false, dropped: 0 };
+        let ack = Ack {
+            placements: Vec::new(),
+            duplicate: false,
+            dropped: 0,
+        };
         tracing::warn!("an acknowledgement goes out without placements: {error}");
         let _ = put_message(out, FrameKind::Ack, tag, &ack);
     }
@@ -137,7 +145,10 @@ impl Slot {
             return;
         }
         let mut slots = self.answers.lock();
-        let at = self.number.checked_sub(slots.front).and_then(|i| usize::try_from(i).ok());
+        let at = self
+            .number
+            .checked_sub(slots.front)
+            .and_then(|i| usize::try_from(i).ok());
         if let Some((_, slot)) = at.and_then(|i| slots.slots.get_mut(i)) {
             *slot = Some(answer);
         }
@@ -176,7 +187,11 @@ mod tests {
     }
 
     fn ack() -> Answer {
-        Answer::Ack(Ack { placements: Vec::new(), duplicate: false, dropped: 0 })
+        Answer::Ack(Ack {
+            placements: Vec::new(),
+            duplicate: false,
+            dropped: 0,
+        })
     }
 
     proptest! {

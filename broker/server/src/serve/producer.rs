@@ -13,7 +13,7 @@ use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesOrdered;
 use millstream_core::dedup::Judgement;
-use millstream_proto::acl::Operation;
+use millstream_proto::acl::{Operation, ResourceKind};
 use millstream_proto::frame::{Frame, FrameKind, ProducePrefix};
 use millstream_proto::message::{Ack, OpenProducer, Placement, ProducerOpened};
 use millstream_proto::topic::TopicConfig;
@@ -28,7 +28,12 @@ use crate::session::{Peer, refuse, shutting_down};
 use crate::stream::{FrameReader, FrameWriter};
 
 /// Serves the stream to its end.
-pub(crate) async fn run(peer: Peer, open: OpenProducer, mut reader: FrameReader, mut writer: FrameWriter) {
+pub(crate) async fn run(
+    peer: Peer,
+    open: OpenProducer,
+    mut reader: FrameReader,
+    mut writer: FrameWriter,
+) {
     let (producer, opened) = match begin(&peer, &open).await {
         Ok(begun) => begun,
         Err(error) => return refuse(&mut reader, writer, &error).await,
@@ -143,6 +148,7 @@ impl Producer {
     async fn read(&self, reader: &mut FrameReader) -> End {
         let mut ahead: FuturesOrdered<BoxFuture<'_, Prepared>> = FuturesOrdered::new();
         let mut hold = Hold::No;
+        let mut rights = self.peer.broker.access.changed();
         let end = loop {
             let frame = tokio::select! {
                 biased;
@@ -153,6 +159,11 @@ impl Producer {
                     continue;
                 }
                 frame = reader.next(), if ahead.len() < CHAIN_DEPTH => frame,
+                // The broker, and with it the sender, outlives every session.
+                _ = rights.changed() => match self.still_allowed() {
+                    Ok(()) => continue,
+                    Err(error) => break End::Error(error),
+                },
                 () = self.peer.broker.gate.closing() => break End::Error(shutting_down()),
             };
             let frame = match frame {
@@ -187,10 +198,22 @@ impl Producer {
         end
     }
 
+    fn still_allowed(&self) -> Result<(), WireError> {
+        let (who, name) = (&self.peer.principal, self.topic.name().as_str());
+        self.peer
+            .broker
+            .access
+            .check(who, Operation::Produce, ResourceKind::Topic, name)
+    }
+
     async fn prepare(&self, frame: Frame, slot: Slot) -> Prepared {
         let sequence = Sequence(frame.tag);
         let outcome = self.pass(frame).await;
-        Prepared { slot, sequence, outcome }
+        Prepared {
+            slot,
+            sequence,
+            outcome,
+        }
     }
 
     /// Checks a batch at the door and runs it through the topic's chain.
@@ -204,7 +227,10 @@ impl Producer {
         }
         if let Some(chain) = self.topic.chain() {
             let passed = chain.run(batch, prefix.partition, &self.topic).await?;
-            return Ok(Ready { appends: passed.appends, dropped: passed.dropped });
+            return Ok(Ready {
+                appends: passed.appends,
+                dropped: passed.dropped,
+            });
         }
         let placed = match prefix.partition {
             Some(partition) => vec![(partition, batch)],
@@ -220,7 +246,10 @@ impl Producer {
                 })
             })
             .collect::<Result<_, _>>()?;
-        Ok(Ready { appends, dropped: 0 })
+        Ok(Ready {
+            appends,
+            dropped: 0,
+        })
     }
 
     /// The topic's limits, the stamp, and the columns as far as they can be seen.
@@ -257,10 +286,20 @@ impl Producer {
 
     /// Submits one batch in its turn. An error ends the stream.
     async fn submit(&self, prepared: Prepared, hold: &mut Hold) -> Result<(), WireError> {
-        let Prepared { slot, sequence, outcome } = prepared;
+        let Prepared {
+            slot,
+            sequence,
+            outcome,
+        } = prepared;
         let (ready, error) = match outcome {
             Ok(ready) => (ready, None),
-            Err(error) => (Ready { appends: Vec::new(), dropped: 0 }, Some(error)),
+            Err(error) => (
+                Ready {
+                    appends: Vec::new(),
+                    dropped: 0,
+                },
+                Some(error),
+            ),
         };
         match self.stream.judge(sequence) {
             Judgement::New => {}
@@ -298,15 +337,19 @@ impl Producer {
             Ok(claim) => claim,
             Err(judgement) => return Err(self.out_of_turn(slot, sequence, &judgement)),
         };
-        let keep = self.stream.keep();
+        let (keep, now_ms) = (self.stream.keep(), self.peer.broker.clock.now_ms());
         let decide = |placements: &[Placement], rows: &mut WriteBatch| {
-            claim.stored(placements, rows);
+            claim.stored(placements, rows, now_ms);
             placements.to_vec()
         };
         let topic = Arc::clone(&self.topic);
         let done = move |placements, result: Result<(), CommitError>| {
             slot.fill(match result {
-                Ok(()) => Answer::Ack(Ack { placements, duplicate: false, dropped }),
+                Ok(()) => Answer::Ack(Ack {
+                    placements,
+                    duplicate: false,
+                    dropped,
+                }),
                 Err(e) => Answer::Error(not_stored(&topic, &e)),
             });
             drop(keep);
@@ -331,7 +374,11 @@ impl Producer {
         let topic = Arc::clone(&self.topic);
         let done = move |(), result: Result<(), CommitError>| {
             slot.fill(match result {
-                Ok(()) => Answer::Ack(Ack { placements, duplicate: true, dropped: 0 }),
+                Ok(()) => Answer::Ack(Ack {
+                    placements,
+                    duplicate: true,
+                    dropped: 0,
+                }),
                 Err(e) => Answer::Error(not_stored(&topic, &e)),
             });
         };
@@ -345,11 +392,16 @@ impl Producer {
         match judgement {
             Judgement::Gap { expected } => WireError::new(
                 ErrorCode::SequenceGap,
-                format!("topic {topic}: batch {sequence} came where {expected} was expected: open a new producer"),
+                format!(
+                    "topic {topic}: batch {sequence} came where {expected} was expected: open a new producer"
+                ),
             ),
             Judgement::Fenced | Judgement::New | Judgement::Duplicate(_) => WireError::new(
                 ErrorCode::ProducerFenced,
-                format!("topic {topic}: another stream of producer {} has taken over", self.id),
+                format!(
+                    "topic {topic}: another stream of producer {} has taken over",
+                    self.id
+                ),
             ),
         }
     }
@@ -357,7 +409,11 @@ impl Producer {
 
 /// Small batches are copied out of the receive buffer that they share.
 fn settle(bytes: Bytes) -> Bytes {
-    if bytes.len() < COPY_BELOW_BYTES { Bytes::copy_from_slice(&bytes) } else { bytes }
+    if bytes.len() < COPY_BELOW_BYTES {
+        Bytes::copy_from_slice(&bytes)
+    } else {
+        bytes
+    }
 }
 
 /// Why a batch is not acknowledged, for the client.

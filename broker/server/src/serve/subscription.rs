@@ -6,15 +6,17 @@
 //! stream's flow control, and that is all the backpressure there is: nothing is
 //! queued for a slow reader beyond the chunk in hand and the one ahead.
 
+use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt;
 use millstream_proto::acl::{Operation, ResourceKind};
 use millstream_proto::batch::HEADER_LEN;
 use millstream_proto::frame::{DeliverPrefix, FRAME_HEADER_LEN, FrameKind, frame_header};
 use millstream_proto::message::{OpenSubscription, SubscriptionOpened};
 use millstream_proto::topic::StartAt;
-use millstream_proto::{Batch, ErrorCode, Offset, PartitionId, WireError};
+use millstream_proto::{Batch, ErrorCode, Offset, PartitionId, PluginName, TopicName, WireError};
 use millstream_store::key::offset::{OffsetKey, OffsetRow};
 use millstream_store::{Space, Store};
 use tokio::task::JoinHandle;
@@ -32,6 +34,7 @@ pub(crate) async fn run(
     mut reader: FrameReader,
     mut writer: FrameWriter,
 ) {
+    let rights = Rights::of(&open);
     let (mut subscription, opened) = match begin(&peer, open).await {
         Ok(begun) => begun,
         Err(error) => return refuse(&mut reader, writer, &error).await,
@@ -39,10 +42,16 @@ pub(crate) async fn run(
     if writer.message(FrameKind::Opened, 0, &opened).await.is_err() {
         return;
     }
-    let end = tokio::select! {
-        end = subscription.deliver(&mut writer) => end,
-        () = unsubscribed(&mut reader) => End::Finished,
-        () = peer.broker.gate.closing() => End::Error(shutting_down()),
+    let interrupt = async {
+        tokio::select! {
+            () = unsubscribed(&mut reader) => End::Finished,
+            error = forbidden(&peer, &rights) => End::Error(error),
+            () = peer.broker.gate.closing() => End::Error(shutting_down()),
+        }
+    };
+    let end = {
+        tokio::pin!(interrupt);
+        subscription.deliver(&mut writer, interrupt).await
     };
     match end {
         End::Finished => {
@@ -52,6 +61,7 @@ pub(crate) async fn run(
         }
         End::Gone => {}
         End::Error(error) => refuse(&mut reader, writer, &error).await,
+        End::MidFrame(code) => writer.reset(code),
     }
 }
 
@@ -64,10 +74,69 @@ async fn unsubscribed(reader: &mut FrameReader) {
     }
 }
 
+/// What a subscription needs, to be looked at again when the rules change.
+struct Rights {
+    topic: TopicName,
+    plugins: Vec<PluginName>,
+}
+
+impl Rights {
+    fn of(open: &OpenSubscription) -> Self {
+        let plugins = open.chain.iter().map(|step| step.plugin.clone()).collect();
+        Self {
+            topic: open.topic.clone(),
+            plugins,
+        }
+    }
+
+    fn check(&self, peer: &Peer) -> Result<(), WireError> {
+        let (access, who) = (&peer.broker.access, &peer.principal);
+        access.check(
+            who,
+            Operation::Consume,
+            ResourceKind::Topic,
+            self.topic.as_str(),
+        )?;
+        let attach = |plugin: &PluginName| {
+            access.check(
+                who,
+                Operation::Attach,
+                ResourceKind::Plugin,
+                plugin.as_str(),
+            )
+        };
+        self.plugins.iter().try_for_each(attach)
+    }
+}
+
+/// Resolves when the peer has lost a right that the subscription needs.
+async fn forbidden(peer: &Peer, rights: &Rights) -> WireError {
+    let mut changed = peer.broker.access.changed();
+    loop {
+        if let Err(error) = rights.check(peer) {
+            return error;
+        }
+        // The broker, and with it the sender, outlives every session.
+        let _ = changed.changed().await;
+    }
+}
+
 enum End {
     Finished,
     Gone,
     Error(WireError),
+    /// Interrupted while a reader that does not read held up a frame: nothing
+    /// that makes sense can follow on this stream.
+    MidFrame(ErrorCode),
+}
+
+impl End {
+    fn mid_frame(self) -> Self {
+        match self {
+            End::Error(error) => End::MidFrame(error.code),
+            End::Finished | End::Gone | End::MidFrame(_) => End::Gone,
+        }
+    }
 }
 
 struct Cursor {
@@ -89,6 +158,7 @@ async fn begin(
     open: OpenSubscription,
 ) -> Result<(Subscription, SubscriptionOpened), WireError> {
     let topic = super::topic(peer, &open.topic, Operation::Consume)?;
+    Rights::of(&open).check(peer)?;
     let chain = match open.chain.is_empty() {
         true => None,
         false => Some(attach(peer, &topic, &open).await?),
@@ -97,10 +167,22 @@ async fn begin(
     for partition in chosen(&topic, &open.partitions)? {
         let next = position(&topic, &partition, &open).await?;
         let stop = open.until_end.then(|| partition.end());
-        cursors.push(Cursor { partition, next, stop, ahead: None });
+        cursors.push(Cursor {
+            partition,
+            next,
+            stop,
+            ahead: None,
+        });
     }
     let positions = cursors.iter().map(|c| (c.partition.id(), c.next)).collect();
-    Ok((Subscription { topic, cursors, chain }, SubscriptionOpened { positions }))
+    Ok((
+        Subscription {
+            topic,
+            cursors,
+            chain,
+        },
+        SubscriptionOpened { positions },
+    ))
 }
 
 async fn attach(
@@ -108,14 +190,16 @@ async fn attach(
     topic: &Arc<Topic>,
     open: &OpenSubscription,
 ) -> Result<SubscriptionChain, WireError> {
-    for step in &open.chain {
-        let name = step.plugin.as_str();
-        peer.broker.access.check(&peer.principal, Operation::Attach, ResourceKind::Plugin, name)?;
-    }
     let (broker, who) = (&peer.broker, &peer.principal);
-    let (directory, store) = (Arc::clone(broker) as Arc<dyn Directory>, Arc::clone(topic.store()));
+    let (directory, store) = (
+        Arc::clone(broker) as Arc<dyn Directory>,
+        Arc::clone(topic.store()),
+    );
     let uses = open.chain.clone();
-    broker.guests.subscription_chain(topic.name(), who, uses, directory, store).await
+    broker
+        .guests
+        .subscription_chain(topic.name(), who, uses, directory, store)
+        .await
 }
 
 fn chosen(topic: &Topic, wanted: &[PartitionId]) -> Result<Vec<Arc<Partition>>, WireError> {
@@ -149,7 +233,9 @@ async fn position(
             partition: partition.id().0,
             consumer: consumer.as_str().as_bytes(),
         };
-        let committed = committed(topic.store(), key.encode()).await.map_err(fault)?;
+        let committed = committed(topic.store(), key.encode())
+            .await
+            .map_err(fault)?;
         if let Some(offset) = committed
             && let Ok(offset) = seek(partition, StartAt::Offset(offset)).await
         {
@@ -166,9 +252,13 @@ async fn committed(
     let store = Arc::clone(store);
     let read = move || -> Result<Option<Offset>, ReadFault> {
         let row = store.snapshot()?.get(Space::Offsets, &key)?;
-        Ok(row.and_then(|bytes| OffsetRow::decode(&bytes).ok()).map(|row| Offset(row.offset)))
+        Ok(row
+            .and_then(|bytes| OffsetRow::decode(&bytes).ok())
+            .map(|row| Offset(row.offset)))
     };
-    tokio::task::spawn_blocking(read).await.unwrap_or(Err(ReadFault::Closing))
+    tokio::task::spawn_blocking(read)
+        .await
+        .unwrap_or(Err(ReadFault::Closing))
 }
 
 impl Cursor {
@@ -184,9 +274,11 @@ impl Cursor {
         match self.partition.read_tail(self.next, DELIVER_BYTES) {
             TailRead::Batches(batches) => Ok(batches),
             TailRead::AtEnd => Ok(Vec::new()),
-            TailRead::OutOfRange { start, end } => {
-                Err(ReadFault::OutOfRange { wanted: self.next, start, end })
-            }
+            TailRead::OutOfRange { start, end } => Err(ReadFault::OutOfRange {
+                wanted: self.next,
+                start,
+                end,
+            }),
             TailRead::Older => self.partition.read(self.next, READ_CHUNK_BYTES).await,
         }
     }
@@ -196,14 +288,21 @@ impl Cursor {
         let lags = matches!(self.partition.read_tail(self.next, 1), TailRead::Older);
         if lags && !self.is_done() {
             let (partition, next) = (Arc::clone(&self.partition), self.next);
-            self.ahead =
-                Some(tokio::spawn(async move { partition.read(next, READ_CHUNK_BYTES).await }));
+            self.ahead = Some(tokio::spawn(async move {
+                partition.read(next, READ_CHUNK_BYTES).await
+            }));
         }
     }
 }
 
 impl Subscription {
-    async fn deliver(&mut self, writer: &mut FrameWriter) -> End {
+    /// Delivers until `interrupt` says how to end, which is heeded between frames
+    /// and while a write waits for the reader.
+    async fn deliver(
+        &mut self,
+        writer: &mut FrameWriter,
+        mut interrupt: Pin<&mut impl Future<Output = End>>,
+    ) -> End {
         let mut changed = self.topic.changed();
         loop {
             changed.borrow_and_update();
@@ -213,9 +312,20 @@ impl Subscription {
             }
             let mut any = false;
             for at in 0..self.cursors.len() {
-                match self.turn(at, writer).await {
-                    Ok(delivered) => any |= delivered,
+                if let Some(end) = interrupt.as_mut().now_or_never() {
+                    return end;
+                }
+                let mut pieces = match self.turn(at).await {
+                    Ok(pieces) => pieces,
                     Err(end) => return end,
+                };
+                any |= !pieces.is_empty();
+                tokio::select! {
+                    biased;
+                    written = writer.pieces(&mut pieces) => if written.is_err() {
+                        return End::Gone;
+                    },
+                    end = interrupt.as_mut() => return end.mid_frame(),
                 }
             }
             if self.cursors.iter().all(Cursor::is_done) {
@@ -226,20 +336,23 @@ impl Subscription {
                     // The topic outlives the subscription, so its sender does too.
                     _ = changed.changed() => {}
                     () = writer.stopped() => return End::Gone,
+                    end = interrupt.as_mut() => return end,
                 }
             }
         }
     }
 
-    /// One cursor's turn. Returns whether there was anything.
-    async fn turn(&mut self, at: usize, writer: &mut FrameWriter) -> Result<bool, End> {
+    /// One cursor's turn: the frames of what there is.
+    async fn turn(&mut self, at: usize) -> Result<Vec<Bytes>, End> {
         let cursor = &mut self.cursors[at];
         if cursor.is_done() {
-            return Ok(false);
+            return Ok(Vec::new());
         }
         let fault = |e: ReadFault| End::Error(e.to_wire(self.topic.name()));
         let batches = cursor.read().await.map_err(fault)?;
-        let Some(last) = batches.last() else { return Ok(false) };
+        let Some(last) = batches.last() else {
+            return Ok(Vec::new());
+        };
         cursor.next = last.end();
         cursor.read_ahead();
         let (id, end) = (cursor.partition.id(), cursor.partition.end());
@@ -256,8 +369,7 @@ impl Subscription {
                 }
             }
         }
-        writer.pieces(&mut frames.finish()).await.map_err(|_| End::Gone)?;
-        Ok(true)
+        Ok(frames.finish())
     }
 }
 
@@ -273,14 +385,26 @@ struct Frames {
 
 impl Frames {
     fn new(partition: PartitionId, end: Offset) -> Self {
-        Self { partition, end, heads: BytesMut::new(), pieces: Vec::new(), untold: None }
+        Self {
+            partition,
+            end,
+            heads: BytesMut::new(),
+            pieces: Vec::new(),
+            untold: None,
+        }
     }
 
     fn head(&mut self, next: Offset, batch_len: usize) {
         let len = DeliverPrefix::LEN + batch_len;
-        let prefix = DeliverPrefix { partition: self.partition, next, end: self.end };
-        self.heads.reserve(FRAME_HEADER_LEN + DeliverPrefix::LEN + HEADER_LEN);
-        self.heads.extend_from_slice(&frame_header(FrameKind::Deliver, 0, len));
+        let prefix = DeliverPrefix {
+            partition: self.partition,
+            next,
+            end: self.end,
+        };
+        self.heads
+            .reserve(FRAME_HEADER_LEN + DeliverPrefix::LEN + HEADER_LEN);
+        self.heads
+            .extend_from_slice(&frame_header(FrameKind::Deliver, 0, len));
         self.heads.extend_from_slice(&prefix.encode());
         self.untold = None;
     }

@@ -68,6 +68,8 @@ pub struct ProducerRow {
     pub epoch: u16,
     /// The sequence of its last stored batch.
     pub last_sequence: u64,
+    /// When that was, in milliseconds since the Unix epoch; who is silent for long is forgotten.
+    pub stored_ms: u64,
     /// Where that batch went.
     pub last_outcome: Vec<Outcome>,
 }
@@ -76,10 +78,11 @@ impl ProducerRow {
     /// The row's bytes.
     #[must_use]
     pub fn encode(&self) -> Bytes {
-        let mut row = BytesMut::with_capacity(11 + self.last_outcome.len() * OUTCOME_LEN);
+        let mut row = BytesMut::with_capacity(19 + self.last_outcome.len() * OUTCOME_LEN);
         row.put_u8(VERSION);
         row.put_u16(self.epoch);
         row.put_u64(self.last_sequence);
+        row.put_u64(self.stored_ms);
         for outcome in &self.last_outcome {
             row.put_u32(outcome.partition);
             row.put_u64(outcome.base_offset);
@@ -96,6 +99,7 @@ impl ProducerRow {
         let mut fields = Fields::new(KIND, bytes);
         fields.version()?;
         let (epoch, last_sequence) = (fields.u16()?, fields.u64()?);
+        let stored_ms = fields.u64()?;
         let mut last_outcome = Vec::with_capacity(fields.rest.len() / OUTCOME_LEN);
         while !fields.rest.is_empty() {
             last_outcome.push(Outcome {
@@ -107,6 +111,7 @@ impl ProducerRow {
         Ok(Self {
             epoch,
             last_sequence,
+            stored_ms,
             last_outcome,
         })
     }
@@ -132,10 +137,10 @@ mod tests {
         }
 
         #[test]
-        fn rows_round_trip(epoch: u16, last_sequence: u64, outcomes: Vec<(u32, u64, u32)>) {
+        fn rows_round_trip(epoch: u16, last_sequence: u64, stored_ms: u64, outcomes: Vec<(u32, u64, u32)>) {
             let outcome = |(partition, base_offset, count)| Outcome { partition, base_offset, count };
             let last_outcome = outcomes.into_iter().map(outcome).collect();
-            let row = ProducerRow { epoch, last_sequence, last_outcome };
+            let row = ProducerRow { epoch, last_sequence, stored_ms, last_outcome };
             prop_assert_eq!(ProducerRow::decode(&row.encode()), Ok(row));
         }
 
