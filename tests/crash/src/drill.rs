@@ -25,8 +25,6 @@ const PRODUCER_RECORDS: u64 = 1_000_000;
 const VISITOR_RECORDS: u64 = 2_000;
 /// Number of the first such producer.
 const FIRST_VISITOR: u32 = 100;
-/// Most acknowledgements between two crashes.
-const ACKS_APART: u64 = 400;
 /// Most alerts seen between two crashes.
 const ALERTS_APART: u64 = 100;
 /// Partitions of the topic.
@@ -44,6 +42,8 @@ pub struct Drill {
     pub seed: u64,
     /// Crashes.
     pub cycles: usize,
+    /// Most acknowledgements between two crashes.
+    pub acks_apart: u64,
     /// What an acknowledgement of the topic means.
     pub durability: Durability,
     /// Whether a filter and a partitioner stand before the topic.
@@ -85,6 +85,7 @@ struct Stage {
     alerts: TopicName,
     log: TopicName,
     ledgers: Vec<Ledger>,
+    /// Acknowledgements of those producers that go on over all crashes.
     acks: Count,
     read: Reading,
     read_alerts: Reading,
@@ -100,7 +101,8 @@ pub async fn run(program: &str, drill: Drill) -> Outcome {
     let (end, stop) = watch::channel(false);
     let producers: Vec<JoinHandle<Result<(), ProduceError>>> = (0..PRODUCERS)
         .map(|source| {
-            let load = stage.load(source, PRODUCER_RECORDS, stop.clone());
+            let acks = stage.acks.clone();
+            let load = stage.load(source, PRODUCER_RECORDS, acks, stop.clone());
             tokio::spawn(produce(stage.client.clone(), load))
         })
         .collect();
@@ -136,7 +138,7 @@ impl Drill {
         match rng.random_range(0..8) {
             0 => Blow::AtOnce,
             1..=3 if self.pipeline => Blow::Alerts(rng.random_range(1..=ALERTS_APART)),
-            _ => Blow::Acks(rng.random_range(1..=ACKS_APART)),
+            _ => Blow::Acks(rng.random_range(1..=self.acks_apart)),
         }
     }
 
@@ -213,12 +215,11 @@ impl Stage {
         stage
     }
 
-    fn load(&mut self, source: u32, most: u64, stop: watch::Receiver<bool>) -> Load {
+    fn load(&mut self, source: u32, most: u64, acks: Count, stop: watch::Receiver<bool>) -> Load {
         let ledger = Ledger::new(format!("producer {source}"));
         self.ledgers.push(ledger.clone());
-        let (topic, acks) = (self.input.clone(), self.acks.clone());
         Load {
-            topic,
+            topic: self.input.clone(),
             source,
             most,
             home: self.drill.home(),
@@ -228,7 +229,7 @@ impl Stage {
         }
     }
 
-    /// Readers have a connection of their own, on which nothing is sent that would show its loss.
+    /// Readers have a connection of their own, which carries nothing to the broker.
     async fn open_tails(&self) -> Vec<JoinHandle<Result<(), millstream::ConsumeError>>> {
         let client = self.rig.client().await;
         let mut tails = Vec::new();
@@ -248,7 +249,8 @@ impl Stage {
     /// One crash and one recovery.
     async fn cycle(&mut self, rng: &mut ChaCha8Rng, cycle: u32, stop: &watch::Receiver<bool>) {
         let visitor = self.rig.client().await;
-        let load = self.load(FIRST_VISITOR + cycle, VISITOR_RECORDS, stop.clone());
+        let source = FIRST_VISITOR + cycle;
+        let load = self.load(source, VISITOR_RECORDS, Count::default(), stop.clone());
         let visit = tokio::spawn(produce(visitor.clone(), load));
         let blow = self.drill.blow(rng);
         let what = format!("{blow:?} in cycle {cycle}");

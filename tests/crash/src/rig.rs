@@ -1,12 +1,12 @@
 //! A place for a broker that dies and comes back, and clients for it.
 
 use std::net::SocketAddr;
-use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
 use millstream::{
     Backoff, Client, ClientConfig, PartitionId, PluginName, StartAt, TopicConfig, TopicName,
+    TransportSettings,
 };
 use millstream_e2e::{Pki, Subject};
 use millstream_guests::Guest;
@@ -22,6 +22,8 @@ const BACKOFF: Backoff = Backoff {
     first: Duration::from_millis(5),
     max: Duration::from_millis(100),
 };
+/// How often a client that has nothing to say asks whether the broker is there.
+const KEEP_ALIVE: Duration = Duration::from_millis(100);
 /// How long one attempt to connect may take, on a busy machine.
 const ATTEMPT: Duration = Duration::from_secs(1);
 
@@ -105,17 +107,16 @@ impl Rig {
         log_tail(&self.place.log)
     }
 
-    /// Its data.
-    #[must_use]
-    pub fn data(&self) -> &Path {
-        &self.place.data
-    }
-
     /// How a client connects.
     #[must_use]
     pub fn client_config(&self) -> ClientConfig {
         let identity = self.pki.client(&Subject::of("ops", "admin"));
+        let transport = TransportSettings {
+            keep_alive: KEEP_ALIVE,
+            ..TransportSettings::default()
+        };
         ClientConfig::new(self.addr.to_string(), identity)
+            .transport(transport)
             .server_name("localhost")
             .backoff(BACKOFF)
             .attempt_timeout(ATTEMPT)

@@ -271,7 +271,7 @@ fn squares(item: &Item) -> Option<Item> {
         "square of {number}: {}",
         number * number
     )));
-    (number % 2 == 0).then(|| Item {
+    number.is_multiple_of(2).then(|| Item {
         key: item.key.clone(),
         value,
     })

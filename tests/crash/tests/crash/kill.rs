@@ -20,6 +20,7 @@ fn drill() -> Drill {
     Drill {
         seed: seed(),
         cycles: 20,
+        acks_apart: 1_000,
         durability: Durability::Fsync,
         chain: false,
         pipeline: true,
@@ -67,8 +68,11 @@ async fn plugins_before_the_topic_see_every_record_once() {
 #[tokio::test]
 async fn without_a_sync_for_each_commit_a_crash_takes_the_newest_and_no_others() {
     let durability = Durability::Interval;
+    // So that some are flushed between two crashes.
+    let acks_apart = 20_000;
     let drill = Drill {
         durability,
+        acks_apart,
         pipeline: false,
         tail: false,
         cycles: 8,
