@@ -117,7 +117,8 @@ pub(crate) struct Assembler {
 
 impl Assembler {
     /// Builds batches of `records` for `targets`, one target for each output. The batches of a
-    /// partition come in the order of their records.
+    /// partition come in the order of their records. `whole` is the batch that the records are,
+    /// if they are exactly one batch: going to one place it is passed on uncopied.
     ///
     /// # Errors
     /// [`Halt::Fault`] when a record names an output or a partition that is not there.
@@ -126,17 +127,11 @@ impl Assembler {
         records: &mut Records,
         targets: &[Target],
         form: Form,
+        whole: Option<&Batch>,
         appends: &mut Vec<Append>,
     ) -> Result<(), Halt> {
         self.sort(records, targets)?;
-        records.want_times();
-        let limit = |pile: &Pile| {
-            let limit = form.limit(&targets[pile.output as usize].topic.config());
-            BatchBuilder::new(limit.min(pile.bytes))
-        };
-        let mut builders: Vec<_> = self.piles.iter().map(limit).collect();
-        let mut finish = |pile: &Pile, builder: &mut BatchBuilder| {
-            let batch = builder.build(form.codec, form.stamp)?;
+        let finish = |pile: &Pile, batch: Batch| {
             let topic = &targets[pile.output as usize].topic;
             let partition = PartitionId(pile.partition);
             let gone = || {
@@ -145,7 +140,21 @@ impl Assembler {
                     topic.name()
                 ))
             };
-            appends.push(Append::to(topic, partition, batch).ok_or_else(gone)?);
+            Append::to(topic, partition, batch).ok_or_else(gone)
+        };
+        if let (Some(batch), [pile]) = (whole, &self.piles[..]) {
+            appends.push(finish(pile, batch.clone())?);
+            return Ok(());
+        }
+        records.want_times();
+        let limit = |pile: &Pile| {
+            let limit = form.limit(&targets[pile.output as usize].topic.config());
+            BatchBuilder::new(limit.min(pile.bytes))
+        };
+        let mut builders: Vec<_> = self.piles.iter().map(limit).collect();
+        let mut build = |pile: &Pile, builder: &mut BatchBuilder| {
+            let batch = builder.build(form.codec, form.stamp)?;
+            appends.push(finish(pile, batch)?);
             Ok::<_, Halt>(())
         };
         let mut headers = Vec::new();
@@ -156,7 +165,7 @@ impl Assembler {
             let record = records.record(index, &headers);
             match builder.push(&record) {
                 Ok(()) => continue,
-                Err(PushError::Full) => finish(pile, builder)?,
+                Err(PushError::Full) => build(pile, builder)?,
                 Err(error) => return Err(Halt::Batch(refused(&error, &record))),
             }
             builder
@@ -165,7 +174,7 @@ impl Assembler {
         }
         for (pile, builder) in self.piles.iter().zip(&mut builders) {
             if !builder.is_empty() {
-                finish(pile, builder)?;
+                build(pile, builder)?;
             }
         }
         Ok(())

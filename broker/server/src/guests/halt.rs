@@ -16,6 +16,9 @@ pub(crate) enum Halt {
     /// There is no room to run the plugin now.
     #[error("{0}")]
     Busy(String),
+    /// The producer asked for a partition that is not there.
+    #[error("{0}")]
+    Nowhere(String),
     /// The batch does not hold together.
     #[error(transparent)]
     Batch(#[from] BatchError),
@@ -34,6 +37,7 @@ impl Halt {
             Halt::Busy(why) => WireError::new(ErrorCode::Overloaded, why.clone())
                 .retry_after_ms(PLUGIN_RETRY_AFTER_MS),
             Halt::Batch(error) => error.clone().into(),
+            Halt::Nowhere(why) => WireError::new(ErrorCode::UnknownPartition, why.clone()),
             Halt::Fault(why) => WireError::new(ErrorCode::Internal, why.clone()),
         }
     }

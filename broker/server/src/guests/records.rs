@@ -225,12 +225,6 @@ impl Records {
         self.partitions.iter().all(|&partition| partition == NONE)
     }
 
-    /// The one partition that was chosen for every record, if it is one.
-    pub(crate) fn sole_partition(&self) -> Option<u32> {
-        let (&first, rest) = self.partitions.split_first()?;
-        (first != NONE && rest.iter().all(|&other| other == first)).then_some(first)
-    }
-
     /// Sets the partition of every record.
     pub(crate) fn place(&mut self, partitions: &[u32]) {
         debug_assert_eq!(

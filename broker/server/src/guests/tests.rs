@@ -440,6 +440,20 @@ async fn batches_handed_over_in_order_come_back_in_order() {
     assert_eq!(values, (0..100).collect::<Vec<u8>>());
 }
 
+#[tokio::test]
+async fn a_partition_that_is_not_there_is_the_producers_mistake() {
+    let world = World::new();
+    let topic = world.topic("acme/t", 2);
+    let chain = attach(&world, &topic, &[below(2)]).await.unwrap();
+    let wanted = Some(PartitionId(2));
+    let error = chain
+        .run(batch_of(&numbered(4)), wanted, &topic)
+        .await
+        .unwrap_err();
+    assert_eq!(error.code, ErrorCode::UnknownPartition);
+    assert_eq!(chain.stopped(), None);
+}
+
 async fn subscribe(world: &Arc<World>, uses: &[PluginUse]) -> SubscriptionChain {
     let (directory, store) = (world.directory(), Arc::clone(&world.store));
     let topic = "acme/t".parse().unwrap();

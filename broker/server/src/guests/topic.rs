@@ -17,7 +17,6 @@ use super::halt::Halt;
 use super::step::Bounds;
 use crate::limits::{CHAIN_QUEUE, GUEST_IDLE};
 use crate::log::{Append, Topic};
-use crate::route;
 
 /// What passed a topic's chain.
 #[derive(Debug, Default)]
@@ -213,6 +212,11 @@ impl Actor {
         wanted: Option<PartitionId>,
         topic: &Arc<Topic>,
     ) -> Result<Passed, Halt> {
+        if let Some(partition) = wanted
+            && topic.partition(partition).is_none()
+        {
+            return Err(no_partition(topic, partition));
+        }
         self.chain.flow.records.load(&batch, None)?;
         let config = topic.config();
         let bounds = Bounds {
@@ -226,23 +230,21 @@ impl Actor {
         let flow = &mut self.chain.flow;
         let dropped = flow.records.lost();
         let records = &mut flow.records;
-        let whole = match records.is_whole() {
-            true if records.is_unplaced() => Some(wanted),
-            true => records
-                .sole_partition()
-                .map(|partition| Some(PartitionId(partition))),
-            false => None,
-        };
-        match whole {
-            Some(to) => pass_on(&batch, to, topic, &mut appends)?,
-            None => {
-                let target = Target {
+        let whole = records.is_whole().then_some(&batch);
+        let unplaced = records.is_unplaced();
+        match (whole, wanted) {
+            (Some(batch), Some(partition)) if unplaced => {
+                let gone = || no_partition(topic, partition);
+                appends.push(Append::to(topic, partition, batch.clone()).ok_or_else(gone)?);
+            }
+            _ => {
+                let target = [Target {
                     topic: Arc::clone(topic),
                     wanted,
-                };
+                }];
                 let form = Form::of(&batch);
                 self.assembler
-                    .gather(records, &[target], form, &mut appends)?;
+                    .gather(records, &target, form, whole, &mut appends)?;
             }
         }
         if flow.dead.count > 0 {
@@ -254,25 +256,11 @@ impl Actor {
     }
 }
 
-/// The batch as it came, to one partition or spread.
-fn pass_on(
-    batch: &Batch,
-    to: Option<PartitionId>,
-    topic: &Arc<Topic>,
-    appends: &mut Vec<Append>,
-) -> Result<(), Halt> {
-    let parts = match to {
-        Some(partition) => vec![(partition, batch.clone())],
-        None => route::spread(batch, topic)?,
-    };
-    for (partition, batch) in parts {
-        let gone = || {
-            Halt::Fault(format!(
-                "topic {} has no partition {partition}",
-                topic.name()
-            ))
-        };
-        appends.push(Append::to(topic, partition, batch).ok_or_else(gone)?);
-    }
-    Ok(())
+/// A producer asked for a partition that is not there.
+fn no_partition(topic: &Topic, partition: PartitionId) -> Halt {
+    let have = topic.partitions().len();
+    let name = topic.name();
+    Halt::Nowhere(format!(
+        "topic {name} has no partition {partition}; it has {have}"
+    ))
 }

@@ -25,7 +25,6 @@ use crate::limits::{
     PIPELINE_RETRY_FIRST, PIPELINE_RETRY_LAST,
 };
 use crate::log::{Append, Partition, ReadFault, Stored, Topic, append, durability};
-use crate::route;
 
 /// Why a pipeline does not go on.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -398,12 +397,6 @@ impl Passing<'_> {
         if !self.work.blueprint.routes() {
             self.check_kept(records)?;
         }
-        if let ([Stored { batch, .. }], true, [target]) =
-            (group, records.is_whole(), &self.work.outputs[..])
-            && batch.bytes().len() <= target.topic.config().max_batch_bytes as usize
-        {
-            return self.pass_on(batch, &target.topic);
-        }
         let like = group
             .iter()
             .map(|stored| stored.batch.header().plain_len())
@@ -415,21 +408,21 @@ impl Passing<'_> {
             stamp: Stamp::default(),
             like: like.unwrap_or_default(),
         };
-        assembler.gather(records, &self.work.outputs, form, &mut self.output.appends)
-    }
-
-    fn pass_on(&mut self, batch: &Batch, topic: &Arc<Topic>) -> Result<(), Halt> {
-        for (partition, batch) in route::spread(batch, topic)? {
-            let gone = || {
-                Halt::Fault(format!(
-                    "topic {} has no partition {partition}",
-                    topic.name()
-                ))
-            };
-            let append = Append::to(topic, partition, batch).ok_or_else(gone)?;
-            self.output.appends.push(append);
-        }
-        Ok(())
+        // Only without a transform are they still the batch that was read, and then there is one
+        // output, which may take smaller batches than the input.
+        let fits = |batch: &Batch| {
+            let taken = |to: &Target| to.topic.config().max_batch_bytes as usize;
+            self.work
+                .outputs
+                .first()
+                .is_some_and(|to| batch.bytes().len() <= taken(to))
+        };
+        let whole = match group {
+            [Stored { batch, .. }] if records.is_whole() && fits(batch) => Some(batch),
+            _ => None,
+        };
+        let outputs = &self.work.outputs;
+        assembler.gather(records, outputs, form, whole, &mut self.output.appends)
     }
 
     /// A transform's records are checked when they are made; those that were kept, here.

@@ -35,7 +35,7 @@ fn gathered(recs: &[(Rec, Option<u32>)], config: TopicConfig, form: Form) -> Vec
         appends.clear();
         let target = [target.clone()];
         assembler
-            .gather(&mut records, &target, form, &mut appends)
+            .gather(&mut records, &target, form, None, &mut appends)
             .unwrap();
     }
     appends
@@ -163,7 +163,13 @@ fn timestamps_too_far_apart_for_one_batch_make_two() {
     );
     let mut assembler = Assembler::default();
     assembler
-        .gather(&mut records, &[target], form(Codec::None), &mut appends)
+        .gather(
+            &mut records,
+            &[target],
+            form(Codec::None),
+            None,
+            &mut appends,
+        )
         .unwrap();
     let batches: Vec<_> = appends
         .iter()
@@ -202,7 +208,13 @@ fn a_record_for_nowhere_is_a_fault_and_no_panic() {
     records.place(&[PARTITIONS]);
     let mut gather = |targets: &[Target]| {
         let mut assembler = Assembler::default();
-        assembler.gather(&mut records, targets, form(Codec::None), &mut Vec::new())
+        assembler.gather(
+            &mut records,
+            targets,
+            form(Codec::None),
+            None,
+            &mut Vec::new(),
+        )
     };
     assert!(matches!(gather(&[]), Err(Halt::Fault(_))));
     let wanted = Some(PartitionId(0));

@@ -238,11 +238,11 @@ fn a_call_has_no_more_records_than_its_limit() {
 fn partitions_stay_with_their_records() {
     let recs: Vec<_> = (0..4).map(|n| Rec::new("k", &n.to_string())).collect();
     let mut records = loaded(&recs, None);
-    assert!(records.is_unplaced() && records.sole_partition().is_none());
+    assert!(records.is_unplaced());
     records.place(&[5, 6, 5, 5]);
-    assert!(!records.is_unplaced() && records.sole_partition().is_none());
+    assert!(!records.is_unplaced());
     records.remove(1, 2);
-    assert_eq!(records.sole_partition(), Some(5));
+    assert_eq!(records.partition(2), Some(5));
     assert_eq!((records.source(1), records.partition(1)), (2, Some(5)));
     records.release();
     assert!(records.is_empty() && records.is_unplaced());
