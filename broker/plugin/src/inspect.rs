@@ -139,7 +139,7 @@ pub fn inspect(wasm: &[u8]) -> Result<Inspection, Refusal> {
         return Err(Refusal::TooLarge { size: wasm.len() });
     }
     let names = read_names(wasm)?;
-    let kind = kind_of(&names.exports)?;
+    let kind = kind_of(&names)?;
     let foreign: Vec<_> = names
         .imports
         .iter()
@@ -192,7 +192,10 @@ fn describe(bytes: &[u8]) -> String {
 #[derive(Default)]
 struct Names {
     imports: Vec<String>,
+    /// Interfaces.
     exports: Vec<String>,
+    /// Functions and what else there is, to say so.
+    others: Vec<String>,
 }
 
 /// How much the compiler would have to do.
@@ -281,9 +284,11 @@ fn read_names(wasm: &[u8]) -> Result<Names, Refusal> {
             Payload::ComponentExportSection(section) if depth == 0 => {
                 for export in section {
                     let export = export.map_err(malformed)?;
-                    if export.kind == ComponentExternalKind::Instance {
-                        names.exports.push(export.name.name.to_owned());
-                    }
+                    let of_its_kind = match export.kind {
+                        ComponentExternalKind::Instance => &mut names.exports,
+                        _ => &mut names.others,
+                    };
+                    of_its_kind.push(export.name.name.to_owned());
                 }
             }
             _ => {}
@@ -319,10 +324,10 @@ fn is_allowed(name: &str) -> bool {
         && is_of_series(version, WASI_VERSION)
 }
 
-fn kind_of(exports: &[String]) -> Result<PluginKind, Refusal> {
+fn kind_of(names: &Names) -> Result<PluginKind, Refusal> {
     let mut kinds = Vec::new();
     let mut lifecycle = false;
-    for name in exports {
+    for name in &names.exports {
         let Some((PACKAGE, interface, version)) = split(name) else {
             continue;
         };
@@ -342,7 +347,8 @@ fn kind_of(exports: &[String]) -> Result<PluginKind, Refusal> {
     }
     match kinds.as_slice() {
         [] => {
-            let exports = exports.iter().take(10).map(|name| tame(name)).collect();
+            let all = names.exports.iter().chain(&names.others);
+            let exports = all.take(10).map(|name| tame(name)).collect();
             Err(Refusal::NoKind { exports })
         }
         [PluginKind::Processor] => Err(Refusal::ProcessorNotYet),

@@ -1,6 +1,6 @@
 //! A broker in the test's own process.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use millstream_store::{RedbConfig, RedbStore, Store};
 use tempfile::TempDir;
 
 use crate::pki::{Pki, Subject};
+use crate::records::eventually;
 
 /// A broker that can be restarted on its data, and the means to connect to it.
 pub struct TestBroker {
@@ -29,6 +30,7 @@ pub struct Setup {
     tune: fn(&mut Config),
     clock: Clock,
     disk: Option<FaultDisk>,
+    redb: RedbConfig,
 }
 
 impl Setup {
@@ -50,6 +52,14 @@ impl Setup {
     #[must_use]
     pub fn disk(mut self, disk: FaultDisk) -> Self {
         self.disk = Some(disk);
+        self
+    }
+
+    /// Opens the disk without verifying it first, as is done with large files, so that damage shows
+    /// when it is read.
+    #[must_use]
+    pub fn unverified(mut self) -> Self {
+        self.redb.verify_up_to = 0;
         self
     }
 
@@ -106,6 +116,7 @@ impl TestBroker {
             tune,
             clock,
             disk: None,
+            redb: RedbConfig::default(),
         }
     }
 
@@ -133,8 +144,8 @@ impl TestBroker {
         let running = match &self.setup.disk {
             None => Broker::start(config, clock).await,
             Some(disk) => {
-                let redb = RedbConfig::default();
-                let store = RedbStore::open_with_backend(disk.backend(), "disk.redb", &redb);
+                let redb = &self.setup.redb;
+                let store = RedbStore::open_with_backend(disk.backend(), "disk.redb", redb);
                 let store: Arc<dyn Store> = Arc::new(store.expect("the disk holds a store"));
                 Broker::start_with_store(config, clock, store).await
             }
@@ -148,6 +159,11 @@ impl TestBroker {
     pub async fn stop(&mut self) {
         if let Some(running) = self.running.take() {
             running.shutdown().await;
+            // Its socket goes with the last of its tasks, a moment later.
+            eventually("the port to be free", async || {
+                UdpSocket::bind(self.addr).ok().map(drop)
+            })
+            .await;
         }
     }
 

@@ -4,9 +4,11 @@
 mod bad_requests;
 mod chains;
 mod doors;
+mod pipelines;
 mod plugins;
 mod policies;
 mod producers;
 mod quakes;
 mod records;
+mod shutdown;
 mod topics;
