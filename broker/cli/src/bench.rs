@@ -7,6 +7,7 @@
 //! directory that is thrown away.
 
 mod disk;
+mod hostile;
 mod latency;
 mod native;
 mod payload;
@@ -43,7 +44,9 @@ enum What {
     Filter,
     /// From the start of the process to the first acknowledgement, memory, plugin upload.
     Start,
-    /// All of these.
+    /// Ingest while hostile plugins are fed elsewhere in the same broker, against alone.
+    Hostile,
+    /// All of these but `hostile`.
     All,
 }
 
@@ -129,6 +132,9 @@ pub(crate) async fn run(global: &Global, args: BenchArgs) -> Outcome {
     }
     if wanted(What::Start) {
         scenario::start(&stage, &args, &mut report, &output).await?;
+    }
+    if args.what == What::Hostile {
+        hostile::run(&stage, &args, &mut report, &output).await?;
     }
     output.table(&report.table(), &report)
 }

@@ -32,7 +32,7 @@ fn plugin(guest: Guest) -> Outcome<PluginName> {
         .map_err(CliError::failure)
 }
 
-async fn create(client: &Client, name: &str, partitions: u32) -> Outcome<TopicName> {
+pub(super) async fn create(client: &Client, name: &str, partitions: u32) -> Outcome<TopicName> {
     let topic = topic(name)?;
     let config = TopicConfig {
         partitions,
@@ -43,7 +43,7 @@ async fn create(client: &Client, name: &str, partitions: u32) -> Outcome<TopicNa
 }
 
 /// Sends `records` records and waits for every acknowledgement; bytes of keys and values per second.
-async fn produce(
+pub(super) async fn produce(
     client: &Client,
     topic: &TopicName,
     payload: &Payload,
@@ -108,7 +108,7 @@ fn records_per_second(shape: Shape, rate: f64) -> String {
     }
 }
 
-fn megabytes(pairs: &[(f64, f64)]) -> Vec<(f64, f64)> {
+pub(super) fn megabytes(pairs: &[(f64, f64)]) -> Vec<(f64, f64)> {
     pairs.iter().map(|(a, b)| (a / 1e6, b / 1e6)).collect()
 }
 
