@@ -1,13 +1,17 @@
 //! How things end: in good order, and because the disk does.
 
 use std::io::ErrorKind;
+use std::sync::Arc;
 
 use millstream::{Client, ErrorCode, Record, StartAt, TopicName};
 use millstream_e2e::{
-    RawConnection, RawStream, TestBroker, batch, end, partitions, produce, read, text, texts, topic,
+    RawConnection, RawStream, TestBroker, batch, end, eventually, partitions, produce, read, text,
+    texts, topic, upload, using,
 };
+use millstream_guests::FILTER_FIELD;
 use millstream_proto::frame::FrameKind;
 use millstream_proto::message::{Ack, OpenSubscription};
+use millstream_proto::pipeline::{ErrorPolicy, PipelineSpec};
 use millstream_proto::{Offset, ProducerId, WireError};
 use millstream_store::fault::{Effect, Fault, FaultDisk, Operation};
 use millstream_store::{RedbConfig, RedbStore};
@@ -350,4 +354,44 @@ async fn half_an_upload_at_shutdown_leaves_nothing() {
     assert_eq!(told.await.unwrap().code, ErrorCode::ShuttingDown);
     assert_eq!(client.list_plugins(None).await.unwrap(), []);
     broker.stop().await;
+}
+
+/// Whoever starts and stops brokers in one process gets everything back.
+#[tokio::test]
+async fn nothing_of_a_stopped_broker_stays_in_memory() {
+    let (mut broker, client, name) = scene(None).await;
+    let out = topic("acme/out");
+    client
+        .create_topic(out.clone(), partitions(1))
+        .await
+        .unwrap();
+    upload(&client, "acme", FILTER_FIELD).await;
+    let config = [("type", "u8"), ("op", ">"), ("value", "0")];
+    let step = using("acme", FILTER_FIELD, &config, ErrorPolicy::Stop);
+    client.attach(name.clone(), step.clone()).await.unwrap();
+    let pipeline = PipelineSpec {
+        name: "acme/p".parse().unwrap(),
+        input: name.clone(),
+        from_latest: false,
+        steps: vec![step.clone()],
+        outputs: vec![("out".into(), out)],
+    };
+    client.apply_pipeline(pipeline).await.unwrap();
+    let consumer = client.consumer(name.clone()).start(StartAt::Earliest);
+    let mut consumer = consumer.plugin(step).build().await.unwrap();
+    produce(&client, &name, ["v"]).await;
+    consumer.next_message().await.unwrap().unwrap();
+    let of_broker = Arc::downgrade(broker.inner());
+    let of_topic = Arc::downgrade(&broker.inner().catalog.topic(&name).unwrap());
+    let of_store = Arc::downgrade(&broker.inner().store);
+    broker.stop().await;
+    eventually("the last of the broker to go", async || {
+        let left = [
+            of_broker.strong_count(),
+            of_topic.strong_count(),
+            of_store.strong_count(),
+        ];
+        (left == [0; 3]).then_some(())
+    })
+    .await;
 }
