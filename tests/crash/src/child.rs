@@ -36,8 +36,8 @@ pub struct Place {
 #[derive(Debug)]
 pub struct Broker {
     child: Child,
-    // Kept open: the broker ends with its input.
-    _stdin: Option<ChildStdin>,
+    // The broker ends with its input.
+    stdin: Option<ChildStdin>,
 }
 
 impl Broker {
@@ -76,13 +76,7 @@ impl Broker {
         let mut child = spawned.expect("the broker's program can be run");
         let stdout = child.stdout.take().expect("the output is a pipe");
         let stdin = child.stdin.take();
-        (
-            Self {
-                child,
-                _stdin: stdin,
-            },
-            stdout,
-        )
+        (Self { child, stdin }, stdout)
     }
 
     /// Starts a broker and waits until it serves. Returns where.
@@ -111,6 +105,19 @@ impl Broker {
     /// SIGKILL, without any warning, and waits for the end.
     pub fn kill(mut self) {
         self.end();
+    }
+
+    /// Asks it to stop and waits until it has.
+    ///
+    /// # Panics
+    /// When it ends with an error.
+    pub async fn stop(mut self) {
+        self.stdin = None;
+        let ended = tokio::task::spawn_blocking(move || self.child.wait()).await;
+        let status = ended
+            .expect("waiting does not panic")
+            .expect("a child can be waited for");
+        assert!(status.success(), "the broker ended with {status}");
     }
 
     /// Whether it runs.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use millstream::proto::pipeline::{PipelineSpec, PipelineState};
 use millstream::proto::topic::Durability;
-use millstream::{Client, PipelineName, ProduceError, TopicConfig, TopicName};
+use millstream::{Client, ConsumeError, PipelineName, ProduceError, TopicConfig, TopicName};
 use millstream_guests::{FILTER_JSON, ROUTE_BY_REGION, SPLIT_ALERTS};
 use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::history::{self, Item, Log, Promise, Source, Tally};
-use crate::load::{Count, Ledger, Load, Reading, open_tail, produce, tail};
+use crate::load::{Count, Ledger, Load, Reading, open_tail, produce, read_in_pieces, tail};
 use crate::quake;
 use crate::rig::{Rig, make_topic, read_all, topic, upload};
 
@@ -40,9 +40,11 @@ const PATIENCE: Duration = Duration::from_secs(90);
 pub struct Drill {
     /// Decides where the crashes are.
     pub seed: u64,
-    /// Crashes.
+    /// How the broker ends.
+    pub end: End,
+    /// How often.
     pub cycles: usize,
-    /// Most acknowledgements between two crashes.
+    /// Most acknowledgements between two ends.
     pub acks_apart: u64,
     /// What an acknowledgement of the topic means.
     pub durability: Durability,
@@ -50,15 +52,24 @@ pub struct Drill {
     pub chain: bool,
     /// Whether a pipeline reads the topic.
     pub pipeline: bool,
-    /// Whether the topic is read while it grows.
-    pub tail: bool,
+    /// Whether the topics are read while they grow.
+    pub readers: bool,
+}
+
+/// How a broker ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// SIGKILL; at times its successor too, as soon as it is born.
+    Killed,
+    /// Asked to.
+    Stopped,
 }
 
 /// What a drill showed.
 #[derive(Clone, Copy, Debug)]
 pub struct Outcome {
-    /// Crashes there were.
-    pub crashes: usize,
+    /// How often the broker ended.
+    pub ends: usize,
     /// The records of the topic.
     pub records: Tally,
     /// The pipeline's records, over both outputs.
@@ -68,11 +79,11 @@ pub struct Outcome {
 /// What happens next to the broker.
 #[derive(Clone, Copy, Debug)]
 enum Blow {
-    /// Killed after so many more acknowledgements.
+    /// Its end after so many more acknowledgements.
     Acks(u64),
-    /// Killed after so many more alerts were seen.
+    /// Its end after so many more alerts were seen.
     Alerts(u64),
-    /// Killed as soon as it serves.
+    /// Its end as soon as it serves.
     AtOnce,
 }
 
@@ -88,8 +99,11 @@ struct Stage {
     /// Acknowledgements of those producers that go on over all crashes.
     acks: Count,
     read: Reading,
+    read_in_pieces: Reading,
     read_alerts: Reading,
 }
+
+type Reader = JoinHandle<Result<(), ConsumeError>>;
 
 /// Runs a drill with `program` as the broker.
 ///
@@ -106,7 +120,7 @@ pub async fn run(program: &str, drill: Drill) -> Outcome {
             tokio::spawn(produce(stage.client.clone(), load))
         })
         .collect();
-    let tails = stage.open_tails().await;
+    let readers = stage.open_readers().await;
     for cycle in 0..drill.cycles {
         stage.cycle(&mut rng, cycle as u32, &stop).await;
     }
@@ -118,9 +132,9 @@ pub async fn run(program: &str, drill: Drill) -> Outcome {
             .expect("producers outlive every crash");
     }
     let outcome = stage.reckon().await;
-    for tail in tails {
-        assert!(!tail.is_finished(), "readers outlive every crash");
-        tail.abort();
+    for reader in readers {
+        assert!(!reader.is_finished(), "readers outlive every crash");
+        reader.abort();
     }
     outcome
 }
@@ -137,7 +151,9 @@ impl Drill {
     fn blow(&self, rng: &mut ChaCha8Rng) -> Blow {
         match rng.random_range(0..8) {
             0 => Blow::AtOnce,
-            1..=3 if self.pipeline => Blow::Alerts(rng.random_range(1..=ALERTS_APART)),
+            1..=3 if self.pipeline && self.readers => {
+                Blow::Alerts(rng.random_range(1..=ALERTS_APART))
+            }
             _ => Blow::Acks(rng.random_range(1..=self.acks_apart)),
         }
     }
@@ -168,6 +184,7 @@ impl Stage {
             ledgers: Vec::new(),
             acks: Count::default(),
             read: Reading::default(),
+            read_in_pieces: Reading::default(),
             read_alerts: Reading::default(),
         };
         let Drill {
@@ -230,23 +247,30 @@ impl Stage {
     }
 
     /// Readers have a connection of their own, which carries nothing to the broker.
-    async fn open_tails(&self) -> Vec<JoinHandle<Result<(), millstream::ConsumeError>>> {
+    async fn open_readers(&self) -> Vec<Reader> {
+        let mut readers = Vec::new();
+        if !self.drill.readers {
+            return readers;
+        }
         let client = self.rig.client().await;
-        let mut tails = Vec::new();
-        let wanted = [
-            (self.drill.tail, &self.input, &self.read),
+        let tails = [
+            (true, &self.input, &self.read),
             (self.drill.pipeline, &self.alerts, &self.read_alerts),
         ];
-        for (_, topic, reading) in wanted.into_iter().filter(|(wanted, ..)| *wanted) {
+        for (_, topic, reading) in tails.into_iter().filter(|(wanted, ..)| *wanted) {
             let consumer = open_tail(&client, topic)
                 .await
                 .expect("the topic can be read");
-            tails.push(tokio::spawn(tail(consumer, reading.clone())));
+            readers.push(tokio::spawn(tail(consumer, reading.clone())));
         }
-        tails
+        let name = "pieces".parse().expect("a consumer's name");
+        let reading = self.read_in_pieces.clone();
+        let pieces = read_in_pieces(client, self.input.clone(), name, reading);
+        readers.push(tokio::spawn(pieces));
+        readers
     }
 
-    /// One crash and one recovery.
+    /// One end and one beginning.
     async fn cycle(&mut self, rng: &mut ChaCha8Rng, cycle: u32, stop: &watch::Receiver<bool>) {
         let visitor = self.rig.client().await;
         let source = FIRST_VISITOR + cycle;
@@ -265,11 +289,14 @@ impl Stage {
                 self.patiently(&what, count.reach(count.get() + n)).await;
             }
         }
-        self.rig.kill();
+        match self.drill.end {
+            End::Killed => self.rig.kill(),
+            End::Stopped => self.rig.stop().await,
+        }
         // What the visitor was not told by now it will never be told.
         visit.abort();
         tokio::spawn(async move { visitor.close().await });
-        if rng.random_bool(0.25) {
+        if self.drill.end == End::Killed && rng.random_bool(0.25) {
             self.rig.kill_at_birth();
         }
         self.rig.revive().await;
@@ -297,15 +324,18 @@ impl Stage {
 
     /// Everything that was promised, compared with everything that is there.
     async fn reckon(&self) -> Outcome {
-        let crashes = self.rig.crashes();
         let sources: Vec<Source> = self.ledgers.iter().map(Ledger::source).collect();
         let log = self
             .patiently("the topic", read_all(&self.client, &self.input))
             .await;
-        let checked = history::check(&sources, &log, self.drill.promise(crashes));
+        let promise = self.drill.promise(self.rig.crashes());
+        let checked = history::check(&sources, &log, promise);
         let records = self.must("the topic", checked);
-        if self.drill.tail {
+        if self.drill.readers {
             self.same_reading("the reader of the topic", &self.read, &log)
+                .await;
+            let pieces = &self.read_in_pieces;
+            self.same_reading("the reader that commits", pieces, &log)
                 .await;
         }
         let derived = match self.drill.pipeline {
@@ -313,7 +343,7 @@ impl Stage {
             false => None,
         };
         Outcome {
-            crashes,
+            ends: self.rig.ends(),
             records,
             derived,
         }
@@ -334,8 +364,10 @@ impl Stage {
         let expected = history::derived(input, ALERT_PARTITIONS, alert);
         let checked = history::check(&expected, &alerts, Promise::Durable);
         let tally = self.must("the pipeline's alerts", checked);
-        self.same_reading("the reader of the alerts", &self.read_alerts, &alerts)
-            .await;
+        if self.drill.readers {
+            self.same_reading("the reader of the alerts", &self.read_alerts, &alerts)
+                .await;
+        }
         let log = read_all(&self.client, &self.log).await;
         let expected = history::derived(input, LOG_PARTITIONS, kept);
         let also = history::check(&expected, &log, Promise::Durable);

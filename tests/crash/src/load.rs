@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::FutureExt;
 use millstream::{
-    Client, ConsumeError, Consumer, Delivery, ProduceError, Record, StartAt, TopicName,
+    Client, ConsumeError, Consumer, ConsumerName, Delivery, Message, ProduceError, Record, StartAt,
+    TopicName,
 };
 use tokio::sync::watch;
 
@@ -19,6 +20,8 @@ const BATCH_BYTES: usize = 4 << 10;
 const IN_FLIGHT: usize = 8;
 /// Records that a producer has out before it waits for the oldest.
 const OUTSTANDING: usize = 128;
+/// Most records that a named consumer reads before it commits.
+const PIECE: usize = 100;
 
 /// Something that is counted, and can be waited for.
 #[derive(Clone, Debug)]
@@ -167,6 +170,12 @@ pub struct Reading {
 }
 
 impl Reading {
+    fn add(&self, message: Message) {
+        let (partition, entry) = entry(message);
+        locked(&self.seen).push((partition.0, entry));
+        self.count.add();
+    }
+
     /// As far as it goes.
     #[must_use]
     pub fn seen(&self) -> Vec<(u32, Entry)> {
@@ -192,9 +201,40 @@ pub async fn open_tail(client: &Client, topic: &TopicName) -> Result<Consumer, C
 /// What ended it: no lost connection does.
 pub async fn tail(mut consumer: Consumer, reading: Reading) -> Result<(), ConsumeError> {
     while let Some(message) = consumer.next_message().await {
-        let (partition, entry) = entry(message?);
-        locked(&reading.seen).push((partition.0, entry));
-        reading.count.add();
+        reading.add(message?);
     }
     Ok(())
+}
+
+/// Reads for as long as it is let, a piece at a time: each with a consumer of its own, which takes
+/// up the thread where the one before has committed.
+///
+/// # Errors
+/// What ended it: no lost connection does.
+pub async fn read_in_pieces(
+    client: Client,
+    topic: TopicName,
+    name: ConsumerName,
+    reading: Reading,
+) -> Result<(), ConsumeError> {
+    loop {
+        let consumer = client
+            .consumer(topic.clone())
+            .start(StartAt::Earliest)
+            .named(name.clone());
+        let mut consumer = consumer.build().await?;
+        let mut piece = Vec::with_capacity(PIECE);
+        match consumer.next_message().await {
+            Some(message) => piece.push(message?),
+            None => return Ok(()),
+        }
+        // At the end of the topic the rest of the piece may never come.
+        while piece.len() < PIECE
+            && let Some(Some(message)) = consumer.next_message().now_or_never()
+        {
+            piece.push(message?);
+        }
+        consumer.commit().await?;
+        piece.into_iter().for_each(|message| reading.add(message));
+    }
 }

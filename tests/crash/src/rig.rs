@@ -34,6 +34,7 @@ pub struct Rig {
     place: Place,
     pki: Pki,
     crashes: usize,
+    ends: usize,
     _dir: TempDir,
 }
 
@@ -59,6 +60,7 @@ impl Rig {
             place,
             pki,
             crashes: 0,
+            ends: 0,
             _dir: dir,
         }
     }
@@ -68,6 +70,15 @@ impl Rig {
         if let Some(broker) = self.broker.take() {
             broker.kill();
             self.crashes += 1;
+            self.ends += 1;
+        }
+    }
+
+    /// Asks the broker to stop, as an operator would, and waits until it has.
+    pub async fn stop(&mut self) {
+        if let Some(broker) = self.broker.take() {
+            broker.stop().await;
+            self.ends += 1;
         }
     }
 
@@ -76,6 +87,7 @@ impl Rig {
         let (broker, _) = Broker::spawn(&self.place, self.addr);
         broker.kill();
         self.crashes += 1;
+        self.ends += 1;
     }
 
     /// Starts a broker on the data and at the address of the dead one.
@@ -94,6 +106,12 @@ impl Rig {
     #[must_use]
     pub fn crashes(&self) -> usize {
         self.crashes
+    }
+
+    /// How often it ended, killed or asked to.
+    #[must_use]
+    pub fn ends(&self) -> usize {
+        self.ends
     }
 
     /// Whether the broker's process is there.

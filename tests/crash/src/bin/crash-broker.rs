@@ -14,6 +14,9 @@ use millstream_broker::{Broker, Clock, Config};
 use millstream_crash::rig::ADMIN;
 use tracing_subscriber::EnvFilter;
 
+/// Records kept in memory: fewer than a drill makes.
+const TAIL_BYTES: usize = 1 << 20;
+
 fn configuration(args: Vec<OsString>) -> Result<Config, Box<dyn Error>> {
     let Ok([pki, data, listen]) = <[OsString; 3]>::try_from(args) else {
         return Err("usage: crash-broker <certificates> <data> <address>".into());
@@ -23,6 +26,8 @@ fn configuration(args: Vec<OsString>) -> Result<Config, Box<dyn Error>> {
     let tls = TlsFiles::new(file("server.pem"), file("server.key"), file("ca.pem"));
     let mut config = Config::new(listen, data, tls);
     config.admins = vec![ADMIN.parse()?];
+    // So that readers need the disk too.
+    config.storage.tail_bytes = TAIL_BYTES;
     Ok(config)
 }
 

@@ -95,6 +95,12 @@ async fn a_full_disk_is_told_and_takes_nothing_that_was_acknowledged() {
     produce(client.clone(), load).await.unwrap_err();
     assert_eq!(ledgers.acks.get(), acked);
 
+    assert_eq!(
+        ledgers.check(&client).await as u64,
+        acked,
+        "reading goes on"
+    );
+
     // With room again: everything that was acknowledged is there, and it goes on.
     rig.kill();
     rig.lift_file_limit();

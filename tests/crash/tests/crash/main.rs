@@ -2,6 +2,10 @@
 //!
 //! `MILLSTREAM_CRASH_SEED=<number>` chooses other points to kill at than usual.
 #![allow(clippy::unwrap_used, reason = "a panic is a test's way to fail")]
+#![allow(
+    clippy::print_stdout,
+    reason = "shown with a failure: what happened, and how to repeat it"
+)]
 
 mod full_disk;
 mod kill;
