@@ -4,7 +4,7 @@
 //! partitions evicts the oldest first, wherever it lies.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::partition::{Partition, Stored};
 
@@ -16,8 +16,9 @@ pub struct TailBudget(Arc<Mutex<Budget>>);
 struct Budget {
     limit: usize,
     used: usize,
-    /// Every cached batch in order of commit: where it lies and its size.
-    order: VecDeque<(Arc<Partition>, usize)>,
+    /// Every cached batch in order of commit: where it lies and its size. What a deleted topic had
+    /// cached is gone with it and counts until its turn comes.
+    order: VecDeque<(Weak<Partition>, usize)>,
 }
 
 impl TailBudget {
@@ -47,13 +48,15 @@ impl TailBudget {
     pub(super) fn added(&self, partition: &Arc<Partition>, bytes: usize) {
         let mut budget = self.lock();
         budget.used += bytes;
-        budget.order.push_back((Arc::clone(partition), bytes));
+        budget.order.push_back((Arc::downgrade(partition), bytes));
         while budget.used > budget.limit {
             let Some((oldest, bytes)) = budget.order.pop_front() else {
                 break;
             };
             budget.used -= bytes;
-            oldest.drop_oldest_cached();
+            if let Some(partition) = oldest.upgrade() {
+                partition.drop_oldest_cached();
+            }
         }
     }
 }
