@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use millstream::{
-    Backoff, Client, ClientConfig, PartitionId, PluginName, StartAt, TopicConfig, TopicName,
-    TransportSettings,
+    Backoff, Client, ClientConfig, Identity, PartitionId, PluginName, StartAt, TopicConfig,
+    TopicName, TransportSettings,
 };
 use millstream_e2e::{Pki, Subject};
 use millstream_guests::Guest;
@@ -125,15 +125,26 @@ impl Rig {
         log_tail(&self.place.log)
     }
 
+    /// Where the broker listens.
+    #[must_use]
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Who the clients are.
+    #[must_use]
+    pub fn identity(&self) -> Identity {
+        self.pki.client(&Subject::of("ops", "admin"))
+    }
+
     /// How a client connects.
     #[must_use]
     pub fn client_config(&self) -> ClientConfig {
-        let identity = self.pki.client(&Subject::of("ops", "admin"));
         let transport = TransportSettings {
             keep_alive: KEEP_ALIVE,
             ..TransportSettings::default()
         };
-        ClientConfig::new(self.addr.to_string(), identity)
+        ClientConfig::new(self.addr.to_string(), self.identity())
             .transport(transport)
             .server_name("localhost")
             .backoff(BACKOFF)

@@ -9,6 +9,7 @@
 
 mod full_disk;
 mod kill;
+mod reset;
 
 /// The broker.
 const PROGRAM: &str = env!("CARGO_BIN_EXE_crash-broker");
