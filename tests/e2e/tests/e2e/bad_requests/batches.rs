@@ -47,11 +47,14 @@ fn put_u32(at: usize, value: u32) -> impl FnOnce(&mut Vec<u8>) {
 }
 
 /// One batch that lies, and what the broker says.
-type Lie = (&'static str, ErrorCode, Box<dyn FnOnce(&mut Vec<u8>)>);
+type Lie = (&'static str, ErrorCode, Tamper);
+
+/// What is done to a good batch.
+type Tamper = Box<dyn FnOnce(&mut Vec<u8>)>;
 
 fn lies() -> Vec<Lie> {
     use ErrorCode::{BadChecksum, BatchTooLarge, MalformedBatch, StaleBatchVersion, UnknownCodec};
-    let lie = |what, code, tamper: Box<dyn FnOnce(&mut Vec<u8>)>| (what, code, tamper);
+    let lie = |what, code, tamper: Tamper| (what, code, tamper);
     vec![
         lie(
             "a flipped bit",
