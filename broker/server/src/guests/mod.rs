@@ -87,7 +87,7 @@ struct Shared {
     clock: Clock,
     books: Mutex<HashMap<PluginName, Books>>,
     /// One compilation at a time, so that compiling leaves threads to read the store.
-    compiling: Semaphore,
+    compiling: Arc<Semaphore>,
 }
 
 impl std::fmt::Debug for Shared {
@@ -122,7 +122,7 @@ impl Guests {
             limits: config.limits.clone(),
             clock,
             books: Mutex::default(),
-            compiling: Semaphore::new(1),
+            compiling: Arc::new(Semaphore::new(1)),
         };
         Ok(Self {
             shared: Arc::new(shared),
@@ -167,14 +167,14 @@ impl Guests {
         &self,
         wasm: impl FnOnce() -> Result<Bytes, WireError> + Send + 'static,
     ) -> Result<Arc<Plugin>, WireError> {
-        let _turn = self
-            .shared
-            .compiling
-            .acquire()
+        let turn = Arc::clone(&self.shared.compiling)
+            .acquire_owned()
             .await
             .map_err(|_| closing())?;
         let shared = Arc::clone(&self.shared);
         let compile = move || {
+            // Kept to the end of the work, whether or not somebody still waits for it.
+            let _turn = turn;
             let refused = |refusal: millstream_plugin::Refusal| {
                 WireError::new(ErrorCode::UploadRejected, refusal.to_string())
             };

@@ -106,14 +106,19 @@ impl Actor {
             let Job {
                 stored,
                 partition,
-                answer,
+                mut answer,
             } = job;
-            if answer.is_closed() {
-                continue;
-            }
             let passed = match &self.stopped {
                 Some(why) => Err(self.refusal(&Halt::Stop(why.clone()))),
-                None => self.pass(stored, partition).await,
+                None => tokio::select! {
+                    biased;
+                    // A slow plugin may take minutes for a batch: not for a reader that has gone.
+                    () = answer.closed() => {
+                        self.chain.flow.release();
+                        continue;
+                    }
+                    passed = self.pass(stored, partition) => passed,
+                },
             };
             self.chain.flow.release();
             drop(answer.send(passed));

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a panic is a test's way to fail")]
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use millstream_guests::{
     BAD_FILTER, BAD_PARTITIONER, BAD_TRANSFORM, ENRICH_HEADER, FILTER_FIELD, FILTER_JSON, Guest,
@@ -17,6 +18,7 @@ use super::fixture::{
     Rec, World, batch_of, contents, dead_letter, decoded, encoded, guests, me, using,
 };
 use super::*;
+use crate::config::PluginsConfig;
 use crate::limits::MAX_BAD_RECORDS;
 use crate::log::{Stored, Topic};
 
@@ -454,6 +456,27 @@ async fn a_partition_that_is_not_there_is_the_producers_mistake() {
     assert_eq!(chain.stopped(), None);
 }
 
+#[tokio::test]
+async fn a_topic_that_nobody_writes_to_takes_no_instance_from_the_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = PluginsConfig::default();
+    config.engine.instances = 1;
+    let guests = Guests::start(&config, dir.path(), Clock::fixed(0)).unwrap();
+    let world = World::new();
+    let mut chains = Vec::new();
+    for name in ["acme/a", "acme/b"] {
+        let topic = world.topic(name, 1);
+        let chain = guests
+            .topic_chain(topic.name(), &me(), vec![below(3)], world.directory())
+            .await
+            .unwrap();
+        chains.push((chain, topic));
+    }
+    let (chain, topic) = &chains[0];
+    let passed = chain.run(batch_of(&numbered(5)), None, topic).await;
+    assert_eq!(passed.unwrap().dropped, 2);
+}
+
 async fn subscribe(world: &Arc<World>, uses: &[PluginUse]) -> SubscriptionChain {
     let (directory, store) = (world.directory(), Arc::clone(&world.store));
     let topic = "acme/t".parse().unwrap();
@@ -526,6 +549,29 @@ async fn a_subscription_commits_its_dead_letters_with_their_source() {
     assert!(matches!(through, Through::Made(batches) if batches[0].count() == 1));
     let dead = &contents(&dead).await[0][0];
     assert_eq!(dead.header(SOURCE_HEADER).as_deref(), Some("acme/t/2/41"));
+}
+
+#[tokio::test]
+async fn a_plugin_is_cut_off_when_its_reader_has_gone() {
+    let world = World::new();
+    let dead = world.topic("acme/dead", 1);
+    let chain = subscribe(&world, &[bad(BAD_FILTER, "spin", dead_letter("acme/dead"))]).await;
+    let stored = |base| Stored {
+        base: Offset(base),
+        batch: batch_of(&numbered(1)),
+    };
+    {
+        // The plugin spins for longer, in CPU time: it has begun, and is not finished.
+        let gone = chain.run(stored(1), PartitionId(0));
+        let waited = tokio::time::timeout(Duration::from_millis(20), gone).await;
+        assert!(waited.is_err());
+    }
+    chain.run(stored(2), PartitionId(0)).await.unwrap();
+    let sources: Vec<_> = contents(&dead).await[0]
+        .iter()
+        .filter_map(|rec| rec.header(SOURCE_HEADER))
+        .collect();
+    assert_eq!(sources, ["acme/t/0/2"]);
 }
 
 #[tokio::test]

@@ -62,7 +62,10 @@ impl TopicChain {
         directory: Weak<dyn Directory>,
     ) -> Result<Self, WireError> {
         let (uses, routes) = (blueprint.uses(), blueprint.routes());
-        let chain = blueprint.raise(None).await?;
+        let mut chain = blueprint.raise(None).await?;
+        // Raised to see that it starts. There may be more topics with plugins than places in the
+        // pool, and a topic that nobody writes to must not take one from those that are in use.
+        chain.rest();
         let (jobs, queue) = mpsc::channel(CHAIN_QUEUE);
         let stopped = Arc::<OnceLock<String>>::default();
         let actor = Actor {

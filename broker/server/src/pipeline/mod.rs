@@ -413,9 +413,17 @@ impl Pipelines {
         let entries: Vec<_> = {
             let all = self.all();
             let behind = all.range::<PipelineName, _>((from, Bound::Unbounded));
+            // No more than an answer holds: together the definitions may be large.
+            let mut bytes = 0;
+            let fits = |(_, entry): &(&PipelineName, &Entry)| {
+                let first = bytes == 0;
+                bytes += postcard::to_allocvec(&entry.row.spec).map_or(0, |spec| spec.len());
+                first || bytes <= PAGE_BYTES
+            };
             behind
                 .filter(|(name, _)| visible(name))
                 .take(MAX_PAGE)
+                .take_while(fits)
                 .map(|(_, e)| e.clone())
                 .collect()
         };

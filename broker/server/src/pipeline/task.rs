@@ -212,7 +212,13 @@ impl Task {
         match output {
             // Not cut off: what was submitted is committed, and the position must be known.
             Ok(output) => self.commit(output).await.map(|()| Round::Moved),
-            Err(Halt::Later(why) | Halt::Busy(why)) => Ok(Round::Later(why)),
+            Err(Halt::Later(why)) => Ok(Round::Later(why)),
+            Err(Halt::Busy(why)) => {
+                // Others wait for the places that this chain has: whoever held on to some while
+                // waiting for more could wait for somebody who does the same.
+                self.chain = None;
+                Ok(Round::Later(why))
+            }
             Err(halt) => {
                 let (partition, at) = (self.partition.id(), self.position);
                 let input = self.work.input.name();

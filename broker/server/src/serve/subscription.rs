@@ -15,13 +15,14 @@ use millstream_proto::acl::{Operation, ResourceKind};
 use millstream_proto::batch::HEADER_LEN;
 use millstream_proto::frame::{DeliverPrefix, FRAME_HEADER_LEN, FrameKind, frame_header};
 use millstream_proto::message::{OpenSubscription, SubscriptionOpened};
+use millstream_proto::pipeline::PluginUse;
 use millstream_proto::topic::StartAt;
-use millstream_proto::{Batch, ErrorCode, Offset, PartitionId, PluginName, TopicName, WireError};
+use millstream_proto::{Batch, ErrorCode, Offset, PartitionId, TopicName, WireError};
 use millstream_store::key::offset::{OffsetKey, OffsetRow};
 use millstream_store::{Space, Store};
 use tokio::task::JoinHandle;
 
-use crate::guests::{Directory, SubscriptionChain, Through};
+use crate::guests::{Directory, SubscriptionChain, Through, allow_dead_letters};
 use crate::limits::{DELIVER_BYTES, READ_CHUNK_BYTES};
 use crate::log::{Partition, ReadFault, Stored, TailRead, Topic, seek};
 use crate::session::{Peer, refuse, shutting_down};
@@ -77,15 +78,14 @@ async fn unsubscribed(reader: &mut FrameReader) {
 /// What a subscription needs, to be looked at again when the rules change.
 struct Rights {
     topic: TopicName,
-    plugins: Vec<PluginName>,
+    chain: Vec<PluginUse>,
 }
 
 impl Rights {
     fn of(open: &OpenSubscription) -> Self {
-        let plugins = open.chain.iter().map(|step| step.plugin.clone()).collect();
         Self {
             topic: open.topic.clone(),
-            plugins,
+            chain: open.chain.clone(),
         }
     }
 
@@ -97,15 +97,11 @@ impl Rights {
             ResourceKind::Topic,
             self.topic.as_str(),
         )?;
-        let attach = |plugin: &PluginName| {
-            access.check(
-                who,
-                Operation::Attach,
-                ResourceKind::Plugin,
-                plugin.as_str(),
-            )
-        };
-        self.plugins.iter().try_for_each(attach)
+        for PluginUse { plugin, .. } in &self.chain {
+            let name = plugin.as_str();
+            access.check(who, Operation::Attach, ResourceKind::Plugin, name)?;
+        }
+        allow_dead_letters(who, &self.chain, &*peer.broker)
     }
 }
 
@@ -315,7 +311,14 @@ impl Subscription {
                 if let Some(end) = interrupt.as_mut().now_or_never() {
                     return end;
                 }
-                let mut pieces = match self.turn(at).await {
+                let turn = tokio::select! {
+                    biased;
+                    turn = self.turn(at) => turn,
+                    // A plugin may take its time: nobody has to wait for it to end this.
+                    end = interrupt.as_mut() => return end,
+                    () = writer.stopped() => return End::Gone,
+                };
+                let mut pieces = match turn {
                     Ok(pieces) => pieces,
                     Err(end) => return end,
                 };
@@ -437,5 +440,50 @@ impl Frames {
             self.pieces.push(self.heads.split().freeze());
         }
         self.pieces
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a panic is a test's way to fail")]
+mod tests {
+    use millstream_proto::acl::{AclRule, Effect};
+    use millstream_proto::pipeline::ErrorPolicy;
+
+    use super::*;
+    use crate::serve::control::tests::{ADMIN, STRANGER, peer, start};
+    use crate::tls::tests::good;
+
+    #[tokio::test]
+    async fn a_subscription_needs_its_topic_its_plugins_and_their_dead_letter_topics() {
+        let dir = good();
+        let running = start(&dir).await;
+        let (admin, reader) = (peer(&running, ADMIN), peer(&running, STRANGER));
+        let rights = Rights {
+            topic: "acme/t".parse().unwrap(),
+            chain: vec![PluginUse {
+                on_error: ErrorPolicy::DeadLetter("acme/dead".parse().unwrap()),
+                ..PluginUse::new("acme/p".parse().unwrap())
+            }],
+        };
+        let needed = [
+            (Operation::Consume, ResourceKind::Topic, "acme/t"),
+            (Operation::Attach, ResourceKind::Plugin, "acme/p"),
+            (Operation::Produce, ResourceKind::Topic, "acme/dead"),
+        ];
+        for (operation, resource, name) in needed {
+            let error = rights.check(&reader).unwrap_err();
+            assert!(error.message.contains(name), "{error}");
+            let rule = AclRule {
+                principal: STRANGER.parse().unwrap(),
+                resource,
+                name: name.parse().unwrap(),
+                operations: vec![operation],
+                effect: Effect::Allow,
+            };
+            let granted = running.broker().access.grant(&admin.principal, rule);
+            granted.await.unwrap();
+        }
+        rights.check(&reader).unwrap();
+        running.shutdown().await;
     }
 }
