@@ -385,7 +385,8 @@ impl Client {
 
     /// Uploads a component as the next version of `plugin`; the broker validates
     /// and compiles it before it answers. `progress` hears how many bytes have
-    /// been handed to the network, at least once per chunk.
+    /// been handed to the network, at least once per chunk; from the beginning again
+    /// when the broker was too busy and the upload is repeated.
     ///
     /// # Errors
     /// `UploadRejected` with what is wrong with the component, `NotAuthorized`;
@@ -394,7 +395,7 @@ impl Client {
         &self,
         plugin: PluginName,
         component: bytes::Bytes,
-        progress: impl FnMut(u64) + Send,
+        mut progress: impl FnMut(u64) + Send,
     ) -> Result<PluginVersion, UploadError> {
         if component.len() > MAX_PLUGIN_BYTES {
             return Err(UploadError::TooLarge {
@@ -408,8 +409,22 @@ impl Client {
             size: component.len() as u64,
             digest,
         });
-        let link = self.link().await?;
-        upload::run(&link.connection, &open, component, progress).await
+        let config = self.config();
+        let mut attempts = Attempts::new(config.backoff, config.reconnect_deadline);
+        loop {
+            let link = self.link().await?;
+            let sent = upload::run(&link.connection, &open, component.clone(), &mut progress).await;
+            let hint = match &sent {
+                Err(UploadError::Refused(wire)) if wire.class() == ErrorClass::Retry => {
+                    wire.retry_after_ms
+                }
+                _ => return sent,
+            };
+            match attempts.failed(Instant::now(), hint, random_u64()) {
+                Some(delay) => tokio::time::sleep(delay).await,
+                None => return sent,
+            }
+        }
     }
 
     /// Sends a request, again where that is right.

@@ -30,8 +30,9 @@ use millstream_proto::message::PluginVersion;
 use millstream_proto::topic::{PartitionInfo, TopicInfo};
 use millstream_proto::{PluginName, TopicName};
 use millstream_store::Store;
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::{Mutex, Notify, Semaphore};
 
+use crate::limits::MAX_UPLOADS;
 use crate::log::{TailBudget, Topic};
 
 pub use error::{AttachError, PluginError, TopicError};
@@ -49,6 +50,8 @@ pub struct Catalog {
     changing: Mutex<u32>,
     /// Tells the sweeper that there is a deleted topic.
     doomed: Notify,
+    /// Bounds the memory of uploads, over all connections.
+    uploads: Arc<Semaphore>,
 }
 
 /// The rows of the catalogue as they are in the store.
@@ -155,6 +158,7 @@ impl Catalog {
             view: RwLock::new(view),
             changing: Mutex::new(next_topic),
             doomed: Notify::new(),
+            uploads: Arc::new(Semaphore::new(MAX_UPLOADS)),
         })
     }
 

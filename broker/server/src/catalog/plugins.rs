@@ -1,12 +1,14 @@
 //! Storing, finding and deleting versions of plugins.
 
 use std::ops::Bound;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use millstream_proto::message::{Digest, PluginVersion};
 use millstream_proto::pipeline::PluginKind;
 use millstream_proto::{ErrorCode, PluginName, Principal, WireError};
 use millstream_store::{Space, WriteBatch};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::row::{NextVersionRow, PluginRow, Row, blob_key};
 use super::{Catalog, PluginError, Versions, View, read_error};
@@ -110,6 +112,11 @@ fn listed<'a>(versions: impl DoubleEndedIterator<Item = &'a u32> + ExactSizeIter
 }
 
 impl Catalog {
+    /// A turn to upload, for as long as it is held; `None` while as many as may be are under way.
+    pub(crate) fn upload_turn(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.uploads).try_acquire_owned().ok()
+    }
+
     /// A version of a plugin; `None` is the newest.
     #[must_use]
     pub fn plugin(&self, name: &PluginName, version: Option<u32>) -> Option<PluginVersion> {

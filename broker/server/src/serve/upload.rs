@@ -12,15 +12,12 @@ use millstream_proto::limits::{MAX_PLUGIN_BYTES, MAX_UPLOAD_CHUNK_BYTES};
 use millstream_proto::message::{Digest, OpenUpload, PluginVersion};
 use millstream_proto::{ErrorCode, WireError};
 use sha2::{Digest as _, Sha256};
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::catalog::NewPlugin;
 use crate::limits::{MAX_UPLOADS, UPLOAD_TIMEOUT};
 use crate::session::{Peer, refuse, shutting_down};
 use crate::stream::{FrameReader, FrameWriter};
-
-/// Bounds the memory of uploads, over all connections.
-static UPLOADS: Semaphore = Semaphore::const_new(MAX_UPLOADS);
 
 /// First bytes reserved before more has come: a claimed size alone allocates nothing.
 const FIRST_RESERVE: usize = 256 << 10;
@@ -63,7 +60,7 @@ fn rejected(open: &OpenUpload, why: &str) -> WireError {
 }
 
 /// Whether the upload may begin.
-fn admit(peer: &Peer, open: &OpenUpload) -> Result<SemaphorePermit<'static>, WireError> {
+fn admit(peer: &Peer, open: &OpenUpload) -> Result<OwnedSemaphorePermit, WireError> {
     let name = open.plugin.as_str();
     peer.broker.access.check(
         &peer.principal,
@@ -82,7 +79,7 @@ fn admit(peer: &Peer, open: &OpenUpload) -> Result<SemaphorePermit<'static>, Wir
         );
         return Err(rejected(open, &why));
     }
-    UPLOADS.try_acquire().map_err(|_| {
+    peer.broker.catalog.upload_turn().ok_or_else(|| {
         let text = format!("{MAX_UPLOADS} uploads are under way, and that is the limit; try again");
         WireError::new(ErrorCode::Overloaded, text).retry_after_ms(RETRY_MS)
     })
@@ -93,7 +90,7 @@ async fn receive(
     peer: &Peer,
     open: &OpenUpload,
     reader: &mut FrameReader,
-) -> Result<(SemaphorePermit<'static>, Bytes), Option<WireError>> {
+) -> Result<(OwnedSemaphorePermit, Bytes), Option<WireError>> {
     let turn = admit(peer, open).map_err(Some)?;
     let received = tokio::select! {
         received = tokio::time::timeout(UPLOAD_TIMEOUT, chunks(open, reader)) => received,

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use millstream::transport::crypto_provider;
-use millstream::{Client, ConnectError, ErrorCode, Identity, RequestError, StartAt, TopicConfig};
+use millstream::{
+    Client, ConnectError, ErrorCode, Identity, Record, RequestError, StartAt, TopicConfig,
+};
 use millstream_e2e::{
     Pki, RawConnection, Subject, TestBroker, allow, partitions, produce, topic, upload, using,
 };
@@ -347,5 +349,47 @@ async fn connections_are_counted() {
     // One has left: who keeps trying gets in.
     let third = broker.connect(identity).await.unwrap();
     drop((second, third));
+    broker.stop().await;
+}
+
+/// A right that is taken away is gone at once, not at the next connection.
+#[tokio::test]
+async fn a_revoked_right_ends_what_is_open() {
+    let mut broker = TestBroker::start().await;
+    let owner = broker.tenant("acme").await;
+    let name = topic("acme/t");
+    owner
+        .create_topic(name.clone(), partitions(1))
+        .await
+        .unwrap();
+    let to = |operation| allow("guest", ResourceKind::Topic, "acme/t", &[operation]);
+    let (read, write) = (to(Operation::Consume), to(Operation::Produce));
+    owner.grant(read.clone()).await.unwrap();
+    owner.grant(write.clone()).await.unwrap();
+    let guest = broker.client("guest", "app").await;
+    let producer = guest.producer(name.clone()).build().await.unwrap();
+    let mut consumer = guest.consumer(name.clone()).build().await.unwrap();
+    let sent = producer.send(&Record::value(b"mine")).await.unwrap();
+    sent.await.unwrap();
+    consumer.next_message().await.unwrap().unwrap();
+
+    owner.revoke(read).await.unwrap();
+    let e = consumer.next_message().await.unwrap().unwrap_err();
+    assert_eq!(e.wire().unwrap().code, ErrorCode::NotAuthorized, "{e}");
+    // The other right is still there, and then it is not.
+    let sent = producer.send(&Record::value(b"still")).await.unwrap();
+    sent.await.unwrap();
+    owner.revoke(write).await.unwrap();
+    let refused = match producer.send(&Record::value(b"too late")).await {
+        Ok(sent) => sent.await.unwrap_err(),
+        Err(e) => e,
+    };
+    assert_eq!(
+        refused.wire().unwrap().code,
+        ErrorCode::NotAuthorized,
+        "{refused}"
+    );
+    let stored = owner.describe_topic(name).await.unwrap().partitions[0].end;
+    assert_eq!(stored, Offset(2));
     broker.stop().await;
 }

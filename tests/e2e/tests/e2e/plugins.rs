@@ -1,8 +1,10 @@
 //! Plugins as things that are uploaded, listed, read about and deleted.
 
 use bytes::Bytes;
+use futures_util::future::select_all;
 use millstream::{Client, ErrorCode, PluginUse, RequestError, UploadError};
 use millstream_broker::Clock;
+use millstream_broker::limits::MAX_UPLOADS;
 use millstream_e2e::{
     RawConnection, TestBroker, allow, partitions, plugin, produce, topic, upload, using,
 };
@@ -338,5 +340,39 @@ async fn a_plugin_finds_nothing_of_the_broker() {
         said.contains(&"found 0") && said.contains(&"time passes: false"),
         "{said:?}"
     );
+    broker.stop().await;
+}
+
+#[tokio::test]
+async fn too_many_uploads_at_once_wait_for_their_turn() {
+    let mut broker = TestBroker::start().await;
+    let client = broker.tenant("acme").await;
+    let (raw, _control) = RawConnection::connect(&broker, "acme", "raw").await;
+    let mut begun = Vec::new();
+    let open = OpenUpload {
+        plugin: "acme/p".parse().unwrap(),
+        size: 1000,
+        digest: digest(b""),
+    };
+    let open = StreamOpen::Upload(open);
+    // Streams may overtake one another: one of them is told that it is one too many.
+    for _ in 0..=MAX_UPLOADS {
+        let mut stream = raw.stream().await;
+        stream.message(FrameKind::Open, 0, &open).await;
+        begun.push(stream);
+    }
+    let answers = begun.iter_mut().map(|stream| Box::pin(stream.expect()));
+    let (answer, told, _) = select_all(answers).await;
+    let e = answer.unwrap_err();
+    assert_eq!(e.code, ErrorCode::Overloaded, "{e}");
+    assert!(
+        e.retry_after_ms.is_some() && e.message.contains(&format!("{MAX_UPLOADS} uploads")),
+        "{e:?}"
+    );
+    drop(begun.swap_remove(told));
+    // The client's own library keeps trying, and gets its turn once one of them gives up.
+    let uploading = tokio::spawn(async move { send(&client, "acme/p", FILTER_FIELD.wasm).await });
+    drop(begun);
+    assert_eq!(uploading.await.unwrap().unwrap().version, 1);
     broker.stop().await;
 }
