@@ -223,10 +223,11 @@ impl Consumer {
             if let Some(rest) = &mut self.rest {
                 let partition = rest.batch.partition();
                 if let Some(message) = rest.messages.next() {
-                    let done = if rest.messages.as_slice().is_empty() {
-                        rest.batch.next()
-                    } else {
-                        message.offset.plus(1)
+                    let done = match rest.messages.as_slice().first() {
+                        None => rest.batch.next(),
+                        // Made of the same record by a plugin: that is not done with yet.
+                        Some(sibling) if sibling.offset == message.offset => message.offset,
+                        Some(_) => message.offset.plus(1),
                     };
                     self.positions.hand(partition, done);
                     return Some(Ok(message));
@@ -326,19 +327,19 @@ impl Consumer {
             {
                 return Some(Err(e));
             }
-            let commit_at = self.commit_at();
-            let next = self.subscriptions.next();
-            let event = match commit_at {
-                None => next.await,
-                Some(at) => match tokio::time::timeout_at(at, next).await {
-                    Ok(event) => event,
-                    Err(_) => {
-                        if let Err(e) = self.commit().await {
-                            return Some(Err(e));
-                        }
-                        continue;
-                    }
-                },
+            let next = match self.commit_at() {
+                None => Some(self.subscriptions.next().await),
+                // Not left to the timeout: it would not be heeded while there is always more.
+                Some(at) if at <= Instant::now() => None,
+                Some(at) => tokio::time::timeout_at(at, self.subscriptions.next())
+                    .await
+                    .ok(),
+            };
+            let Some(event) = next else {
+                if let Err(e) = self.commit().await {
+                    return Some(Err(e));
+                }
+                continue;
             };
             match event {
                 Some(Ok(Event::Deliver(frame))) => match self.accept(frame).transpose() {
@@ -378,20 +379,27 @@ impl Consumer {
             end,
         } = prefix;
         self.attempts.progressed();
-        let Some(from) = self.positions.receive(partition, next) else {
+        let batch = match bytes.is_empty() {
+            true => None,
+            false => Some(
+                ConsumedBatch::check(bytes, partition, Offset(0), next, end).map_err(|error| {
+                    ConsumeError::Batch {
+                        topic: topic(),
+                        partition,
+                        error,
+                    }
+                })?,
+            ),
+        };
+        let reaches = |from| batch.as_ref().is_some_and(|batch| batch.reaches(from));
+        let Some(from) = self.positions.receive(partition, next, reaches) else {
             return Ok(None);
         };
-        if bytes.is_empty() {
+        if batch.is_none() {
             // Nothing waits to be handed out: deliveries are taken one by one.
             self.positions.hand(partition, next);
-            return Ok(None);
         }
-        let batch = ConsumedBatch::check(bytes, partition, from, next, end);
-        batch.map(Some).map_err(|error| ConsumeError::Batch {
-            topic: topic(),
-            partition,
-            error,
-        })
+        Ok(batch.map(|batch| batch.from(from)))
     }
 
     /// Opens what is to be open, waiting where the broker asked for it. Leaves

@@ -312,6 +312,22 @@ async fn offsets_are_committed_by_hand_and_by_the_clock() {
 }
 
 #[tokio::test]
+async fn the_clock_commits_also_while_there_is_always_more() {
+    let (broker, client) = connected(1).await;
+    for _ in 0..20 {
+        produce(&client, 1).await;
+    }
+    let builder = client.consumer(topic()).start(StartAt::Earliest);
+    let named = builder.until_end(true).named("reader".parse().unwrap());
+    let mut consumer = named.auto_commit(Duration::ZERO).build().await.unwrap();
+    for done in 0..20 {
+        consumer.next_message().await.unwrap().unwrap();
+        let committed = broker.state().committed.get(&PartitionId(0)).copied();
+        assert_eq!(committed, Some(Offset(done)));
+    }
+}
+
+#[tokio::test]
 async fn lists_are_followed_and_answers_checked() {
     let (broker, client) = connected(1).await;
     let names: Vec<String> = client

@@ -44,6 +44,11 @@ impl ConsumedBatch {
         self
     }
 
+    /// Whether it has a record at `offset` or behind.
+    pub(crate) fn reaches(&self, offset: Offset) -> bool {
+        self.records().any(|r| r.offset >= offset)
+    }
+
     /// Where it comes from.
     #[must_use]
     pub fn partition(&self) -> PartitionId {

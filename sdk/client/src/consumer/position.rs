@@ -49,10 +49,19 @@ impl Positions {
 
     /// Something that ends at `next` came in. Returns where the news begins, or
     /// `None` when there is none in it, or nobody asked for the partition.
-    pub(crate) fn receive(&mut self, partition: PartitionId, next: Offset) -> Option<Offset> {
+    ///
+    /// What plugins made of one record may come in several parts, of which only
+    /// the last moves the position on. `reaches` tells such a part from something
+    /// that comes twice: whether there are records at that offset or behind.
+    pub(crate) fn receive(
+        &mut self,
+        partition: PartitionId,
+        next: Offset,
+        reaches: impl FnOnce(Offset) -> bool,
+    ) -> Option<Offset> {
         let position = self.by_partition.get_mut(&partition)?;
         let from = position.next;
-        if next <= from {
+        if next < from || (next == from && !reaches(from)) {
             return None;
         }
         position.next = next;
@@ -142,19 +151,33 @@ mod tests {
     fn what_comes_twice_is_left_out() {
         let mut positions = Positions::default();
         positions.begin(P, Offset(10));
-        assert_eq!(positions.receive(P, Offset(15)), Some(Offset(10)));
-        assert_eq!(positions.receive(P, Offset(15)), None);
-        assert_eq!(positions.receive(P, Offset(20)), Some(Offset(15)));
-        assert_eq!(positions.receive(PartitionId(9), Offset(20)), None);
+        let to = |last| move |from| Offset(last) >= from;
+        assert_eq!(positions.receive(P, Offset(15), to(14)), Some(Offset(10)));
+        assert_eq!(positions.receive(P, Offset(15), to(14)), None);
+        assert_eq!(positions.receive(P, Offset(20), to(19)), Some(Offset(15)));
+        assert_eq!(positions.receive(PartitionId(9), Offset(20), to(19)), None);
         positions.begin(P, Offset(0));
         assert_eq!(positions.resume(), [(vec![P], Offset(20))]);
+    }
+
+    #[test]
+    fn every_part_of_what_was_made_of_one_record_is_news() {
+        let mut positions = Positions::default();
+        positions.begin(P, Offset(10));
+        for _ in 0..2 {
+            let part = positions.receive(P, Offset(10), |from| from <= Offset(10));
+            assert_eq!(part, Some(Offset(10)));
+        }
+        let last = positions.receive(P, Offset(11), |_| true);
+        assert_eq!(last, Some(Offset(10)));
+        assert_eq!(positions.receive(P, Offset(10), |_| true), None);
     }
 
     #[test]
     fn only_what_was_handed_out_is_committed_and_once() {
         let mut positions = Positions::default();
         positions.begin(P, Offset(0));
-        positions.receive(P, Offset(9));
+        positions.receive(P, Offset(9), |_| true);
         positions.hand(P, Offset(4));
         let offsets = positions.uncommitted();
         assert_eq!(offsets, [(P, Offset(4))]);

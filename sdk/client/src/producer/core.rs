@@ -351,7 +351,12 @@ impl Core {
             (Answered::Outdated, _) => Verdict::GoOn,
             (Answered::Current, ErrorClass::Retry) => {
                 self.window.rewind(sequence);
-                self.pause(error, now, random)
+                let verdict = self.pause(error, now, random);
+                match (&self.phase, verdict) {
+                    // This stream takes no more batches: `End` is behind them.
+                    (Phase::Closing { end_sent: true }, Verdict::GoOn) => Verdict::Reopen,
+                    (_, verdict) => verdict,
+                }
             }
             (Answered::Current, ErrorClass::Fatal) => self.stream_refused(error, now, random),
             (Answered::Current, ErrorClass::Fix) => {

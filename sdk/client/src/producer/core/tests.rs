@@ -318,3 +318,25 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_batch_wanted_again_after_the_end_was_said_goes_out_on_another_stream() {
+    let now = Instant::now();
+    let mut core = core(Duration::ZERO, 4, 1);
+    let delivery = offer(&mut core, now).unwrap();
+    core.close();
+    assert_eq!(sent(core.step(now)), (0, 1));
+    assert!(matches!(core.step(now), Step::End));
+    let again = core.refused(0, wire(ErrorCode::PluginRetry), now, 0);
+    assert_eq!(again, Verdict::Reopen);
+    core.stream_gone();
+    assert!(!core.is_drained());
+    let later = core.paused_until().unwrap();
+    let rules = *core.gather().rules();
+    core.reopened(rules);
+    assert_eq!(sent(core.step(later)), (0, 1));
+    assert!(matches!(core.step(later), Step::End));
+    assert_eq!(core.acked(0, ack(7, 1)), Verdict::GoOn);
+    let placed = delivery.now_or_never().unwrap().unwrap();
+    assert_eq!(placed.offset, Some(Offset(7)));
+}
