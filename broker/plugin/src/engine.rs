@@ -4,12 +4,14 @@
 //! the cost of a call and is off; the pooling allocator makes an instance in microseconds; 4 GiB
 //! reservations spare the guest bounds checks; epochs cost less than fuel and are time.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, SyncSender};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::thread::Thread;
 use std::time::Duration;
 
+use millstream_proto::Tenant;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use wasmtime::component::Linker;
 use wasmtime::{
@@ -21,7 +23,7 @@ use crate::host::{self, HostState};
 use crate::limits::{
     DEFAULT_INSTANCES, FIBER_STACK_BYTES, KEEP_RESIDENT_BYTES, KEEP_SLOTS, MAX_CORE_INSTANCES,
     MAX_FRAMES, MAX_INSTANCE_BYTES, MAX_INSTANCES, MAX_MEMORIES, MAX_MEMORY_BYTES,
-    MAX_TABLE_ELEMENTS, MAX_TABLES, POOL_WAIT, TICK, WASM_STACK_BYTES,
+    MAX_TABLE_ELEMENTS, MAX_TABLES, POOL_WAIT, TENANT_CALLS, TICK, WASM_STACK_BYTES,
 };
 
 /// How the engine is set up.
@@ -49,6 +51,8 @@ struct Shared {
     engine: Engine,
     linker: Linker<HostState>,
     places: Arc<Semaphore>,
+    /// Turns of the tenants that have runners.
+    tenants: Mutex<HashMap<Tenant, Weak<Semaphore>>>,
     instances: u32,
     ticker: Ticker,
 }
@@ -85,6 +89,7 @@ impl PluginEngine {
             engine,
             linker,
             places,
+            tenants: Mutex::default(),
             instances,
             ticker,
         };
@@ -120,6 +125,22 @@ impl PluginEngine {
                 instances: self.shared.instances,
             }),
         }
+    }
+
+    /// The turns of a tenant, which all its runners share: [`TENANT_CALLS`] of its guests run at
+    /// a time. Guests of one thread take turns at every tick, so without this a tenant would have
+    /// as many turns as it has runners.
+    pub(crate) fn turns(&self, tenant: &Tenant) -> Arc<Semaphore> {
+        // Valid after every statement.
+        let tenants = self.shared.tenants.lock();
+        let mut tenants = tenants.unwrap_or_else(PoisonError::into_inner);
+        if let Some(turns) = tenants.get(tenant).and_then(Weak::upgrade) {
+            return turns;
+        }
+        tenants.retain(|_, turns| turns.strong_count() > 0);
+        let turns = Arc::new(Semaphore::new(TENANT_CALLS));
+        tenants.insert(tenant.clone(), Arc::downgrade(&turns));
+        turns
     }
 
     /// Keeps the ticker going while a guest runs.

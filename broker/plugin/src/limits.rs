@@ -40,6 +40,11 @@ pub const KEEP_SLOTS: u32 = 16;
 /// How long a runner waits for a free place in the pool.
 pub const POOL_WAIT: Duration = Duration::from_secs(2);
 
+/// Guests of one tenant that are in a call at the same time; more would not be faster, since they
+/// share a thread, and take its time from other tenants. Two, so that one that takes long does not
+/// hold up all others of its tenant.
+pub const TENANT_CALLS: usize = 2;
+
 /// Most functions in one upload, over all its core modules.
 pub const MAX_FUNCTIONS: u32 = 100_000;
 /// Largest body of one function, in bytes: compiling takes more than linear time in it.

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use millstream_proto::Tenant;
 use millstream_proto::pipeline::PluginKind;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::bindings::exports::millstream::plugin::lifecycle::InitContext;
 use crate::bindings::millstream::plugin::types::Error as GuestError;
@@ -79,6 +80,7 @@ pub struct Runner {
     needs: Option<Needs>,
     meter: Meter,
     budget: Budget,
+    turns: Arc<Semaphore>,
     usage: Arc<Usage>,
 }
 
@@ -90,6 +92,12 @@ impl std::fmt::Debug for Runner {
             .field("live", &self.live.is_some())
             .finish_non_exhaustive()
     }
+}
+
+/// Waits until few enough guests of the tenant are running.
+async fn turn(turns: &Semaphore) -> Option<SemaphorePermit<'_>> {
+    // Never closed, so never none.
+    turns.acquire().await.ok()
 }
 
 /// The runtime's clock, which tests can stop.
@@ -131,6 +139,7 @@ impl Runner {
             engine: engine.clone(),
             plugin,
             label,
+            turns: engine.turns(&tenant),
             tenant,
             inputs,
             partitions: outputs.iter().map(|outlet| outlet.partitions).collect(),
@@ -192,7 +201,7 @@ impl Runner {
         match (&self.live, self.needs) {
             (Some(_), Some(needs)) => Ok(needs),
             _ => {
-                self.wait_turn().await;
+                self.wait_for_budget().await;
                 self.start().await
             }
         }
@@ -263,7 +272,7 @@ impl Runner {
     /// back leaves none behind.
     async fn begin(&mut self, columns: &Columns<'_>) -> Result<Live, RunError> {
         columns.check().map_err(|fault| self.error(fault.into()))?;
-        self.wait_turn().await;
+        self.wait_for_budget().await;
         if self.live.is_none() {
             self.start().await?;
         }
@@ -281,7 +290,7 @@ impl Runner {
         }
     }
 
-    async fn wait_turn(&mut self) {
+    async fn wait_for_budget(&mut self) {
         let wait = self.budget.wait(now());
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;
@@ -309,6 +318,7 @@ impl Runner {
             config: &config,
         };
         let started = {
+            let _turn = turn(&self.turns).await;
             let _running = self.engine.running();
             let start = unborn.start(&self.plugin, context);
             self.meter
@@ -336,6 +346,7 @@ impl Runner {
         call: F,
         spent: &mut Duration,
     ) -> Result<F::Output, Cut> {
+        let _turn = turn(&self.turns).await;
         let _running = self.engine.running();
         self.meter
             .run(call, self.limits.call_cpu, &self.usage, spent)

@@ -1,12 +1,15 @@
 //! What a bad plugin costs the others: turns, waiting, and nothing after it is cut off.
 
 use std::cell::Cell;
+use std::future::poll_fn;
+use std::pin::pin;
+use std::task::Poll;
 use std::time::Duration;
 
 use millstream_guests as guests;
 
 use crate::Runner;
-use crate::limits::{Limits, TICK};
+use crate::limits::{Limits, TENANT_CALLS, TICK};
 use crate::testing::{engine, limits, plugin, quakes, runner, spec};
 
 /// Runs a guest that spins for `cpu`, and beside it, on the same thread, rounds of `other`;
@@ -110,4 +113,25 @@ async fn a_call_that_is_given_up_leaves_the_runner_whole() {
     runner.release();
     assert!(runner.needs().await.is_ok());
     assert_eq!(runner.usage().starts(), 2);
+}
+
+#[tokio::test]
+async fn a_busy_tenant_keeps_no_other_from_its_turn() {
+    let runner_of = |tenant: &str| {
+        let mut spec = spec(&[], limits());
+        spec.tenant = tenant.parse().unwrap();
+        Runner::new(engine(), plugin(guests::BAD_FILTER), spec).unwrap()
+    };
+    let (mut late, mut other) = (runner_of("busy"), runner_of("other"));
+    late.needs().await.unwrap();
+    let turns = engine().turns(&"busy".parse().unwrap());
+    let busy = turns.acquire_many(TENANT_CALLS as u32).await.unwrap();
+    let batch = quakes();
+    let columns = batch.columns();
+    let mut late = pin!(late.filter(&columns));
+    let waits = poll_fn(|context| Poll::Ready(late.as_mut().poll(context).is_pending()));
+    assert!(waits.await);
+    assert!(other.filter(&columns).await.is_ok());
+    drop(busy);
+    assert!(late.await.is_ok());
 }
