@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use millstream::{Client, ConsumerName, ErrorCode, PluginUse, Record, RequestError, StartAt};
 use millstream_e2e::{
-    RawConnection, TestBroker, end, header, partitions, plugin, produce, read, text, texts, topic,
-    upload, using,
+    RawConnection, TestBroker, batch, end, header, partitions, plugin, produce, read, text, texts,
+    topic, upload, using,
 };
 use millstream_guests::{
     BAD_FILTER, ENRICH_HEADER, FILTER_FIELD, FILTER_JSON, Guest, REDACT, ROUTE_BY_REGION,
@@ -15,7 +15,7 @@ use millstream_guests::{
 use millstream_proto::frame::{DeliverPrefix, FrameKind};
 use millstream_proto::message::OpenSubscription;
 use millstream_proto::pipeline::ErrorPolicy;
-use millstream_proto::{Offset, PartitionId, TopicName};
+use millstream_proto::{Offset, PartitionId, ProducerId, TopicName};
 
 use crate::quakes::QUAKES;
 
@@ -408,5 +408,64 @@ async fn only_what_passes_crosses_the_network() {
     let (nothing, same_end) = received(vec![strong("99")]).await;
     assert_eq!(same_end, end);
     assert!(nothing < 1000, "{nothing} bytes");
+    broker.stop().await;
+}
+
+#[tokio::test]
+async fn a_plugin_that_wants_time_holds_records_back_in_order() {
+    let (mut broker, client, name) = scene(1, &[BAD_FILTER]).await;
+    let later = stopping(BAD_FILTER, &[("mode", "retry")]);
+    client.attach(name.clone(), later).await.unwrap();
+    let producer = client.producer(name.clone()).batch_bytes(256);
+    let producer = producer.in_flight(64).build().await.unwrap();
+    let mut deliveries = Vec::new();
+    for n in 0..200u32 {
+        let value = n.to_be_bytes();
+        deliveries.push(producer.send(&Record::value(&value)).await.unwrap());
+    }
+    let info = client.describe_topic(name.clone()).await.unwrap();
+    assert_eq!((info.stopped, info.partitions[0].end), (None, Offset(0)));
+    let plugin = plugin("acme", BAD_FILTER);
+    client.detach(name.clone(), plugin).await.unwrap();
+    for delivery in deliveries {
+        delivery.await.unwrap();
+    }
+    let values = read(&client, &name)
+        .await
+        .into_iter()
+        .map(|m| m.value.unwrap().to_vec());
+    assert!(values.eq((0..200u32).map(|n| n.to_be_bytes().to_vec())));
+    broker.stop().await;
+}
+
+#[tokio::test]
+async fn a_batch_sent_again_leaves_nothing_twice_behind_a_chain() {
+    let (mut broker, client, name) = scene(1, &[BAD_FILTER]).await;
+    let dead = topic("acme/dead");
+    client
+        .create_topic(dead.clone(), partitions(1))
+        .await
+        .unwrap();
+    let mode = [("mode", "bad-record-on-poison")];
+    let step = using(
+        "acme",
+        BAD_FILTER,
+        &mode,
+        ErrorPolicy::DeadLetter(dead.clone()),
+    );
+    client.attach(name.clone(), step).await.unwrap();
+    let (raw, _control) = RawConnection::connect(&broker, "acme", "raw").await;
+    let sent = batch(&[b"a", b"poison", b"b"], 9, 0, 0);
+    for time in 0..3 {
+        let (mut stream, _) = raw.producer(&name, ProducerId(9), 0).await.unwrap();
+        for again in 0..2 {
+            stream.produce(0, Some(0), sent.bytes()).await;
+            let ack = stream.answer().await.1.unwrap();
+            assert_eq!(ack.duplicate, time + again > 0);
+            assert!(ack.duplicate || ack.dropped == 1);
+        }
+    }
+    assert_eq!(texts(&client, &name).await, ["a", "b"]);
+    assert_eq!(texts(&client, &dead).await, ["poison"]);
     broker.stop().await;
 }

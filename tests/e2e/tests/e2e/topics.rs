@@ -1,11 +1,15 @@
 //! Topics: made, changed, read from anywhere, trimmed and deleted.
 
+use std::time::Duration;
+
+use futures_util::{StreamExt, TryStreamExt, stream};
 use millstream::{
     Client, ConsumeError, ConsumerName, ErrorCode, Record, RequestError, StartAt, TopicConfig,
 };
 use millstream_broker::Clock;
 use millstream_broker::log::Topic;
 use millstream_e2e::{TestBroker, end, partitions, produce, read, text, texts, topic};
+use millstream_proto::limits::MAX_PAGE;
 use millstream_proto::topic::{Durability, Spread, TopicChange};
 use millstream_proto::{Offset, PartitionId, TopicName};
 
@@ -149,7 +153,7 @@ async fn retention_by_bytes_keeps_the_newest_and_the_file_stops_growing() {
     let held = broker.inner().catalog.topic(&name).unwrap();
     let mut sizes = Vec::new();
     let kept = 1 << 20..(1 << 20) + 65_536;
-    for round in 1..=6u64 {
+    for round in 1..=8u64 {
         fill(&client, &name, 80).await;
         retained(&held, |_, bytes| kept.contains(&bytes)).await;
         let info = client
@@ -161,12 +165,13 @@ async fn retention_by_bytes_keeps_the_newest_and_the_file_stops_growing() {
         assert!(kept.contains(&info.bytes), "{} bytes kept", info.bytes);
         sizes.push(admin.status().await.unwrap().shards[0].file_bytes);
     }
-    // 28 MiB went through; what lies around is a few rounds' worth at most.
-    assert!(sizes[5] <= sizes[2], "the file still grows: {sizes:?}");
+    // 38 MiB went through. What is freed is used again: the file holds a round or two, with as
+    // much again that is on its way out.
+    assert!(sizes.iter().all(|size| *size < 20 << 20), "{sizes:?}");
     let start = held.partitions()[0].start();
     let kept = read(&client, &name).await;
     assert_eq!(kept.first().unwrap().offset, start);
-    assert_eq!(kept.len() as u64, 480 - start.0);
+    assert_eq!(kept.len() as u64, 640 - start.0);
     let consumer = client
         .consumer(name.clone())
         .start(StartAt::Offset(Offset(0)));
@@ -180,7 +185,7 @@ async fn retention_by_bytes_keeps_the_newest_and_the_file_stops_growing() {
         .await
         .unwrap()
         .partitions[0];
-    assert_eq!((info.start, info.end), (start, Offset(480)));
+    assert_eq!((info.start, info.end), (start, Offset(640)));
     broker.stop().await;
 }
 
@@ -439,5 +444,67 @@ async fn a_topic_that_syncs_at_intervals_keeps_everything_over_an_orderly_stop()
     assert_eq!(texts(&client, &name).await, values);
     broker.restart().await;
     assert_eq!(texts(&client, &name).await, values);
+    broker.stop().await;
+}
+
+#[tokio::test]
+async fn a_reader_goes_on_where_it_was_over_restarts() {
+    let mut broker = TestBroker::start().await;
+    let client = broker.tenant("acme").await;
+    let name = topic("acme/t");
+    client
+        .create_topic(name.clone(), partitions(2))
+        .await
+        .unwrap();
+    let me: ConsumerName = "me".parse().unwrap();
+    let consumer = client.consumer(name.clone()).start(StartAt::Earliest);
+    let consumer = consumer.named(me.clone()).auto_commit(Duration::ZERO);
+    let mut consumer = consumer.build().await.unwrap();
+    let mut next = [0, 0];
+    for round in 0..3u64 {
+        produce(&client, &name, (0..100).map(|n| format!("{round}/{n}"))).await;
+        // Stopped in the middle of what it has already received.
+        for _ in 0..if round == 2 { 200 } else { 50 } {
+            let message = consumer.next_message().await.unwrap().unwrap();
+            let next = &mut next[message.partition.0 as usize];
+            assert_eq!(message.offset.0, *next, "each once and in order");
+            *next += 1;
+        }
+        broker.restart().await;
+    }
+    assert_eq!(next.iter().sum::<u64>(), 300);
+    // It commits what it was asked to go on from; the rest is for itself to say.
+    let sum = async || {
+        let offsets = client
+            .fetch_offsets(name.clone(), me.clone())
+            .await
+            .unwrap();
+        offsets.iter().map(|(_, offset)| offset.0).sum::<u64>()
+    };
+    assert!((1..300).contains(&sum().await));
+    consumer.commit().await.unwrap();
+    assert_eq!(sum().await, 300);
+    broker.stop().await;
+}
+
+#[tokio::test]
+async fn lists_are_whole_however_long() {
+    const TOPICS: usize = MAX_PAGE + 7;
+    let mut broker = TestBroker::start().await;
+    let client = broker.tenant("acme").await;
+    let create = |n: usize| {
+        let client = client.clone();
+        async move {
+            let name = topic(&format!("acme/t{n:04}"));
+            client.create_topic(name, partitions(1)).await.map(drop)
+        }
+    };
+    let created = stream::iter(0..TOPICS).map(create).buffer_unordered(16);
+    created.try_collect::<Vec<()>>().await.unwrap();
+    let names = client.list_topics(None).await.unwrap();
+    let expected = (0..TOPICS).map(|n| topic(&format!("acme/t{n:04}")));
+    assert!(names.into_iter().eq(expected));
+    let nobodys = client.list_topics(Some(&"other".parse().unwrap())).await;
+    assert_eq!(nobodys.unwrap(), []);
     broker.stop().await;
 }
