@@ -14,11 +14,16 @@
 use std::collections::VecDeque;
 
 use millstream_proto::message::Placement;
-use millstream_proto::{ProducerEpoch, Sequence};
+use millstream_proto::{ErrorCode, ProducerEpoch, Sequence};
 
 /// How many of a producer's last batches are remembered with their placement.
 /// A duplicate of an older one is still recognised, only its placement is lost.
 pub const REMEMBERED_BATCHES: usize = 64;
+
+/// How many of a producer's last refusals are remembered: as many as a stream
+/// can have unanswered batches. Without, a refused batch that is sent again
+/// because the answer was lost would be taken for one that is stored.
+pub const REMEMBERED_REFUSALS: usize = 1024;
 
 /// What to do with a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,8 +32,12 @@ pub enum Judgement {
     New,
     /// It was stored before, there if still known.
     Duplicate(Option<Vec<Placement>>),
+    /// It was refused for good before, with this code, and others behind it were not.
+    Refused(ErrorCode),
     /// Another stream with this or a higher epoch has taken over.
     Fenced,
+    /// One before it is to come again first, and this one then comes again too: say nothing.
+    PassOver,
     /// Batches are missing before it.
     Gap {
         /// What should have come.
@@ -43,7 +52,10 @@ pub struct ProducerState {
     stream: u64,
     next: u64,
     fresh: bool,
+    /// The batch that is to come again before any behind it.
+    wanted: Option<u64>,
     recent: VecDeque<(u64, Vec<Placement>)>,
+    refusals: VecDeque<(u64, ErrorCode)>,
 }
 
 impl ProducerState {
@@ -55,7 +67,9 @@ impl ProducerState {
             stream: 0,
             next: 0,
             fresh: true,
+            wanted: None,
             recent: VecDeque::new(),
+            refusals: VecDeque::new(),
         }
     }
 
@@ -68,7 +82,9 @@ impl ProducerState {
             stream: 0,
             next: last.0.saturating_add(1),
             fresh: true,
+            wanted: None,
             recent,
+            refusals: VecDeque::new(),
         }
     }
 
@@ -82,9 +98,11 @@ impl ProducerState {
             self.epoch = epoch;
             self.next = 0;
             self.recent.clear();
+            self.refusals.clear();
         }
         self.stream += 1;
         self.fresh = true;
+        self.wanted = None;
         Some(self.stream)
     }
 
@@ -113,8 +131,17 @@ impl ProducerState {
             return Judgement::Fenced;
         }
         if sequence.0 < self.next {
+            let refusal = self.refusals.iter().find(|(s, _)| *s == sequence.0);
+            if let Some((_, code)) = refusal {
+                return Judgement::Refused(*code);
+            }
             let known = self.recent.iter().find(|(s, _)| *s == sequence.0);
             return Judgement::Duplicate(known.map(|(_, p)| p.clone()));
+        }
+        // Before the rule for new streams: what comes behind the wanted batch must not take its
+        // place there either.
+        if self.wanted.is_some_and(|wanted| sequence.0 > wanted) {
+            return Judgement::PassOver;
         }
         if sequence.0 > self.next && !self.fresh {
             return Judgement::Gap {
@@ -130,13 +157,28 @@ impl ProducerState {
             self.recent.pop_front();
         }
         self.recent.push_back((sequence.0, placements));
-        self.refused(sequence);
+        self.used(sequence);
     }
 
     /// Notes that a new batch was refused for good: its sequence is used up.
-    pub fn refused(&mut self, sequence: Sequence) {
+    pub fn refused(&mut self, sequence: Sequence, code: ErrorCode) {
+        if self.refusals.len() == REMEMBERED_REFUSALS {
+            self.refusals.pop_front();
+        }
+        self.refusals.push_back((sequence.0, code));
+        self.used(sequence);
+    }
+
+    fn used(&mut self, sequence: Sequence) {
         self.next = self.next.max(sequence.0.saturating_add(1));
         self.fresh = false;
+        self.wanted = None;
+    }
+
+    /// Notes that a new batch was refused for now: those behind it are passed over until it
+    /// comes again.
+    pub fn ask_again(&mut self, sequence: Sequence) {
+        self.wanted = Some(sequence.0);
     }
 }
 
@@ -196,6 +238,46 @@ mod tests {
                 expected: Sequence(7)
             }
         );
+    }
+
+    #[test]
+    fn what_follows_a_batch_that_is_wanted_again_waits_for_it_also_on_a_new_stream() {
+        let mut p = ProducerState::unknown(ProducerEpoch(0));
+        let s = p.open(ProducerEpoch(0)).unwrap();
+        p.ask_again(Sequence(0));
+        assert_eq!(p.judge(s, Sequence(1)), Judgement::PassOver);
+        assert_eq!(p.judge(s, Sequence(0)), Judgement::New);
+        p.stored(Sequence(0), placed(0));
+        assert_eq!(p.judge(s, Sequence(1)), Judgement::New);
+        p.ask_again(Sequence(1));
+        assert_eq!(p.judge(s, Sequence(2)), Judgement::PassOver);
+        let s = p.open(ProducerEpoch(0)).unwrap();
+        assert_eq!(p.judge(s, Sequence(1)), Judgement::New);
+        p.refused(Sequence(1), ErrorCode::PluginFailed);
+        assert_eq!(p.judge(s, Sequence(2)), Judgement::New);
+    }
+
+    #[test]
+    fn a_refused_batch_is_refused_again_when_its_answer_was_lost() {
+        let mut p = ProducerState::unknown(ProducerEpoch(0));
+        let s = p.open(ProducerEpoch(0)).unwrap();
+        p.stored(Sequence(0), placed(0));
+        p.refused(Sequence(1), ErrorCode::RecordTooLarge);
+        assert_eq!(p.judge(s, Sequence(2)), Judgement::New);
+        p.stored(Sequence(2), placed(1));
+        let s = p.open(ProducerEpoch(0)).unwrap();
+        assert_eq!(
+            p.judge(s, Sequence(1)),
+            Judgement::Refused(ErrorCode::RecordTooLarge)
+        );
+        assert_eq!(
+            p.judge(s, Sequence(2)),
+            Judgement::Duplicate(Some(placed(1)))
+        );
+        for sequence in 3..3 + REMEMBERED_REFUSALS as u64 {
+            p.refused(Sequence(sequence), ErrorCode::PluginFailed);
+        }
+        assert_eq!(p.refusals.len(), REMEMBERED_REFUSALS);
     }
 
     #[test]

@@ -26,6 +26,14 @@ pub(crate) async fn accept(broker: Arc<Broker>, endpoint: Endpoint) {
             incoming.refuse();
             continue;
         }
+        // Made-up sender addresses must not keep everybody else out: when turns get scarce, only
+        // whoever answers from his address gets one.
+        if handshakes.available_permits() <= MAX_HANDSHAKES / 2 && incoming.may_retry() {
+            if let Err(e) = incoming.retry() {
+                e.into_incoming().refuse();
+            }
+            continue;
+        }
         let Ok(turn) = Arc::clone(&handshakes).try_acquire_owned() else {
             incoming.refuse();
             continue;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use millstream_core::dedup::{Judgement, ProducerState};
 use millstream_proto::message::Placement;
-use millstream_proto::{Offset, PartitionId, ProducerEpoch, ProducerId, Sequence};
+use millstream_proto::{ErrorCode, Offset, PartitionId, ProducerEpoch, ProducerId, Sequence};
 use millstream_store::key::RowError;
 use millstream_store::key::producer::{self, Outcome, ProducerKey, ProducerRow};
 use millstream_store::{Direction, Key, ReadError, ScanLimit, Space, Store, WriteBatch};
@@ -145,10 +145,18 @@ impl ProducerStream {
     }
 
     /// Notes that a batch was refused for good.
-    pub fn refused(&self, sequence: Sequence) {
+    pub fn refused(&self, sequence: Sequence, code: ErrorCode) {
         let mut state = locked(&self.state);
         if state.is_current(self.stream) {
-            state.refused(sequence);
+            state.refused(sequence, code);
+        }
+    }
+
+    /// Notes that a batch was refused for now: it is to come again before any behind it.
+    pub fn ask_again(&self, sequence: Sequence) {
+        let mut state = locked(&self.state);
+        if state.is_current(self.stream) {
+            state.ask_again(sequence);
         }
     }
 

@@ -154,7 +154,9 @@ impl Partition {
 
     /// No batch holds `from`: either retention has just removed it, or it is lost.
     fn gone_or_damaged(&self, from: Offset) -> Result<Vec<Stored>, ReadFault> {
-        let (start, end) = (self.start(), self.end());
+        // A removal shows in the store a moment before the durable start moves: what is decided
+        // counts, not what has been told.
+        let (start, end) = (Offset(self.applied().start), self.end());
         if from < start {
             return Err(ReadFault::OutOfRange {
                 wanted: from,

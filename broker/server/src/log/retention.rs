@@ -72,17 +72,23 @@ async fn find(
     }
     let (partition, config) = (Arc::clone(partition), Arc::clone(config));
     let scan = move || {
-        let step = RETENTION_STEP_BYTES as usize;
-        let oldest = partition.read_store(partition.start(), step)?;
         let expired = |batch: &Batch| {
             let limit = i64::try_from(config.retention_ms).unwrap_or(i64::MAX);
             config.retention_ms != 0
                 && newest(batch).is_some_and(|t| now_ms.saturating_sub(t) > limit)
         };
+        let stays = |removed: u64, batch: &Batch| {
+            removed + batch.bytes().len() as u64 > over && !expired(batch)
+        };
         let mut cut = Cut::default();
-        for stored in oldest {
+        // Mostly nothing has to go, and the oldest batch alone shows that.
+        let first = partition.read_store(partition.start(), 1)?;
+        if first.first().is_none_or(|stored| stays(0, &stored.batch)) {
+            return Ok(None);
+        }
+        for stored in partition.read_store(partition.start(), RETENTION_STEP_BYTES as usize)? {
             let bytes = stored.batch.bytes().len() as u64;
-            if cut.bytes + bytes > over && !expired(&stored.batch) {
+            if stays(cut.bytes, &stored.batch) {
                 break;
             }
             cut = Cut {

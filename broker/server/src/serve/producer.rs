@@ -137,23 +137,19 @@ struct Producer {
     answers: Arc<Answers>,
 }
 
-/// Whether batches behind a refused one are passed over until it comes again.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Hold {
-    No,
-    UntilResent,
-}
-
 impl Producer {
     async fn read(&self, reader: &mut FrameReader) -> End {
         let mut ahead: FuturesOrdered<BoxFuture<'_, Prepared>> = FuturesOrdered::new();
-        let mut hold = Hold::No;
         let mut rights = self.peer.broker.access.changed();
+        // They may have changed while the stream was opened.
+        if let Err(error) = self.still_allowed() {
+            return End::Error(error);
+        }
         let end = loop {
             let frame = tokio::select! {
                 biased;
                 Some(prepared) = ahead.next(), if !ahead.is_empty() => {
-                    if let Err(error) = self.submit(prepared, &mut hold).await {
+                    if let Err(error) = self.submit(prepared).await {
                         break End::Error(error);
                     }
                     continue;
@@ -183,7 +179,7 @@ impl Producer {
             if ahead.is_empty() && self.topic.chain().is_none() {
                 // The common case: nothing to wait for, nothing to allocate.
                 let prepared = self.prepare(frame, slot).await;
-                if let Err(error) = self.submit(prepared, &mut hold).await {
+                if let Err(error) = self.submit(prepared).await {
                     break End::Error(error);
                 }
             } else {
@@ -191,7 +187,7 @@ impl Producer {
             }
         };
         while let Some(prepared) = ahead.next().await {
-            if let Err(error) = self.submit(prepared, &mut hold).await {
+            if let Err(error) = self.submit(prepared).await {
                 return End::Error(error);
             }
         }
@@ -260,6 +256,10 @@ impl Producer {
             let text = "the batch is stamped with another producer or sequence than its frame";
             return fail(ErrorCode::MalformedBatch, text.to_owned());
         }
+        if header.flags.offset_deltas {
+            let text = "the batch brings offsets of its own; the broker assigns them";
+            return fail(ErrorCode::MalformedBatch, text.to_owned());
+        }
         let (len, max) = (batch.bytes().len(), config.max_batch_bytes as usize);
         if len > max {
             let text = format!("a batch of {len} bytes; the topic takes {max} at most");
@@ -285,7 +285,7 @@ impl Producer {
     }
 
     /// Submits one batch in its turn. An error ends the stream.
-    async fn submit(&self, prepared: Prepared, hold: &mut Hold) -> Result<(), WireError> {
+    async fn submit(&self, prepared: Prepared) -> Result<(), WireError> {
         let Prepared {
             slot,
             sequence,
@@ -303,18 +303,21 @@ impl Producer {
         };
         match self.stream.judge(sequence) {
             Judgement::New => {}
-            Judgement::Duplicate(known) => return self.repeat(slot, known).await,
-            Judgement::Gap { .. } if *hold == Hold::UntilResent => {
+            Judgement::PassOver => {
                 slot.fill(Answer::Silent);
+                return Ok(());
+            }
+            Judgement::Duplicate(known) => return self.repeat(slot, known).await,
+            Judgement::Refused(code) => {
+                slot.fill(Answer::Error(self.refused_before(sequence, code)));
                 return Ok(());
             }
             other => return Err(self.out_of_turn(slot, sequence, &other)),
         }
-        *hold = Hold::No;
         if let Some(error) = error {
             match error.class() {
-                ErrorClass::Retry => *hold = Hold::UntilResent,
-                ErrorClass::Fix | ErrorClass::Fatal => self.stream.refused(sequence),
+                ErrorClass::Retry => self.stream.ask_again(sequence),
+                ErrorClass::Fix | ErrorClass::Fatal => self.stream.refused(sequence, error.code),
             }
             slot.fill(Answer::Error(error));
             return Ok(());
@@ -329,6 +332,7 @@ impl Producer {
         let ticket = match Ticket::reserve(store, &appends, &rows).await {
             Ok(ticket) => ticket,
             Err(e) => {
+                self.stream.ask_again(sequence);
                 slot.fill(Answer::Error(not_stored(&self.topic, &e)));
                 return Ok(());
             }
@@ -386,6 +390,13 @@ impl Producer {
         Ok(())
     }
 
+    fn refused_before(&self, sequence: Sequence, code: ErrorCode) -> WireError {
+        let text = format!(
+            "batch {sequence} was refused when it came first ({code}); the answer was lost with its stream"
+        );
+        self.named(WireError::new(code, text))
+    }
+
     fn out_of_turn(&self, slot: Slot, sequence: Sequence, judgement: &Judgement) -> WireError {
         slot.fill(Answer::Silent);
         let topic = self.topic.name();
@@ -396,7 +407,11 @@ impl Producer {
                     "topic {topic}: batch {sequence} came where {expected} was expected: open a new producer"
                 ),
             ),
-            Judgement::Fenced | Judgement::New | Judgement::Duplicate(_) => WireError::new(
+            Judgement::Fenced
+            | Judgement::New
+            | Judgement::Duplicate(_)
+            | Judgement::Refused(_)
+            | Judgement::PassOver => WireError::new(
                 ErrorCode::ProducerFenced,
                 format!(
                     "topic {topic}: another stream of producer {} has taken over",
@@ -424,4 +439,136 @@ fn not_stored(topic: &Topic, e: &CommitError) -> WireError {
         _ => ErrorCode::StorageStopped,
     };
     WireError::new(code, format!("topic {}: {e}", topic.name())).retry_after_ms(1000)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a panic is a test's way to fail")]
+mod tests {
+    use bytes::BytesMut;
+    use millstream_proto::batch::{BatchBuilder, NewRecord, Stamp};
+    use millstream_proto::frame::Assembler;
+    use millstream_proto::{Offset, ProducerEpoch};
+
+    use super::*;
+    use crate::serve::control::tests::{ADMIN, peer, start};
+    use crate::tls::tests::good;
+
+    const ID: ProducerId = ProducerId(7);
+
+    fn frame(sequence: u64, at: Option<Offset>) -> Frame {
+        let mut builder = BatchBuilder::new(1 << 16);
+        let record = NewRecord::default();
+        match at {
+            None => builder.push(&record).unwrap(),
+            Some(offset) => {
+                builder.push_at(offset, &record).unwrap();
+                builder.push_at(offset.plus(9), &record).unwrap();
+            }
+        }
+        let stamp = Stamp {
+            producer: ID,
+            epoch: ProducerEpoch(0),
+            sequence: Sequence(sequence),
+        };
+        let batch = builder.build(Codec::None, stamp).unwrap();
+        let mut payload = BytesMut::from(&ProducePrefix { partition: None }.encode()[..]);
+        payload.extend_from_slice(batch.bytes());
+        Frame {
+            kind: FrameKind::Produce,
+            tag: sequence,
+            payload: payload.freeze(),
+        }
+    }
+
+    async fn opened(peer: &Peer) -> Producer {
+        let open = OpenProducer {
+            topic: "acme/t".parse().unwrap(),
+            producer: ID,
+            epoch: ProducerEpoch(0),
+        };
+        begin(peer, &open).await.unwrap().0
+    }
+
+    async fn send(producer: &Producer, sequence: u64, at: Option<Offset>) {
+        let slot = producer.answers.slot(sequence).await;
+        let prepared = producer.prepare(frame(sequence, at), slot).await;
+        producer.submit(prepared).await.unwrap();
+    }
+
+    /// As a chain answers whose plugin wants a batch later.
+    async fn put_off(producer: &Producer, sequence: u64) {
+        let later = Prepared {
+            slot: producer.answers.slot(sequence).await,
+            sequence: Sequence(sequence),
+            outcome: Err(WireError::new(ErrorCode::PluginRetry, "later")),
+        };
+        producer.submit(later).await.unwrap();
+    }
+
+    /// All answers: of which batch, and the error or whether it is a duplicate.
+    async fn answers(producer: &Producer) -> Vec<(u64, Result<bool, ErrorCode>)> {
+        producer.answers.close();
+        let (mut assembler, mut all) = (Assembler::default(), Vec::new());
+        while let Some(out) = producer.answers.next().await {
+            let mut out = out.freeze();
+            while let Some(frame) = assembler.feed(&mut out).unwrap() {
+                let answer = match frame.kind {
+                    FrameKind::Ack => Ok(frame.message::<Ack>().unwrap().duplicate),
+                    _ => Err(frame.message::<WireError>().unwrap().code),
+                };
+                all.push((frame.tag, answer));
+                if out.is_empty() {
+                    break;
+                }
+            }
+        }
+        all
+    }
+
+    #[tokio::test]
+    async fn a_batch_put_off_is_stored_before_those_behind_it_and_a_refused_one_stays_refused() {
+        let dir = good();
+        let running = start(&dir).await;
+        let peer = peer(&running, ADMIN);
+        let catalog = &running.broker().catalog;
+        let topic = "acme/t".parse().unwrap();
+        let created = catalog.create_topic(&topic, TopicConfig::default());
+        let topic = created.await.unwrap();
+
+        let first = opened(&peer).await;
+        // The very first of a new stream, where any sequence may be the first.
+        put_off(&first, 0).await;
+        send(&first, 1, None).await;
+        send(&first, 0, None).await;
+        send(&first, 1, Some(Offset(1 << 40))).await;
+        send(&first, 2, None).await;
+        let own_offsets = Err(ErrorCode::MalformedBatch);
+        assert_eq!(
+            answers(&first).await,
+            [
+                (0, Err(ErrorCode::PluginRetry)),
+                (0, Ok(false)),
+                (1, own_offsets),
+                (2, Ok(false))
+            ]
+        );
+
+        // Had the answers been lost: everything comes again.
+        let second = opened(&peer).await;
+        send(&second, 0, None).await;
+        send(&second, 1, None).await;
+        send(&second, 2, None).await;
+        assert_eq!(
+            answers(&second).await,
+            [(0, Ok(true)), (1, own_offsets), (2, Ok(true))]
+        );
+        assert_eq!(
+            topic
+                .partition(millstream_proto::PartitionId(0))
+                .unwrap()
+                .end(),
+            Offset(2)
+        );
+        running.shutdown().await;
+    }
 }
