@@ -34,17 +34,21 @@ fn split(text: &str) -> Option<(f64, String)> {
     Some((number, text[end..].trim().to_ascii_lowercase()))
 }
 
-fn scaled(text: &str, units: &[(&str, u64)]) -> Option<u64> {
+/// Beyond 2^53 a float no longer counts single bytes; nobody types such sizes.
+const MOST_BYTES: f64 = 9_007_199_254_740_992.0;
+/// Longest duration in nanoseconds: 292 years. Long ones are not exact to the nanosecond.
+const MOST_NANOS: f64 = 9_223_372_036_854_775_807.0;
+
+fn scaled(text: &str, units: &[(&str, u64)], most: f64) -> Option<u64> {
     let (number, unit) = split(text)?;
     let (_, factor) = units.iter().find(|(name, _)| *name == unit)?;
     let value = number * *factor as f64;
-    // Beyond 2^53 a float no longer counts single bytes; nobody types such sizes.
-    (value <= 9_007_199_254_740_992.0).then_some(value.round() as u64)
+    (value <= most).then_some(value.round() as u64)
 }
 
 /// A number of bytes: `65536`, `64KiB`, `1.5MB`.
 pub(crate) fn bytes(text: &str) -> Result<u64, String> {
-    scaled(text, &BYTE_UNITS)
+    scaled(text, &BYTE_UNITS, MOST_BYTES)
         .ok_or_else(|| format!("{text:?} is not a size: write 4096, 64KiB, 10MB or 1GiB"))
 }
 
@@ -65,7 +69,7 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     if text.trim() == "0" {
         return Ok(Duration::ZERO);
     }
-    scaled(text, &TIME_UNITS)
+    scaled(text, &TIME_UNITS, MOST_NANOS)
         .map(Duration::from_nanos)
         .ok_or_else(|| format!("{text:?} is not a duration: write 5ms, 30s, 15m, 12h or 7d"))
 }
@@ -164,6 +168,8 @@ mod tests {
         assert_eq!(duration("5ms"), Ok(Duration::from_millis(5)));
         assert_eq!(duration("0"), Ok(Duration::ZERO));
         assert_eq!(duration_ms("7d"), Ok(7 * 86_400_000));
+        assert_eq!(duration_ms("3650d"), Ok(3650 * 86_400_000));
+        assert!(duration("1000000d").is_err());
         assert!(duration("5").unwrap_err().contains("5ms"));
     }
 
