@@ -62,6 +62,10 @@ pub fn by_partition(
     out.finish()
 }
 
+/// Bytes expected of one partition's share of a batch. The tail keeps what is
+/// reserved for it alive, not only what was written.
+const PIECE_BYTES: usize = 8 << 10;
+
 /// Collects records into batches by partition.
 #[derive(Debug)]
 pub struct Gather {
@@ -115,7 +119,7 @@ impl Gather {
         let at = match self.open.iter().position(|(p, _)| *p == to) {
             Some(at) => at,
             None => {
-                self.open.push((to, BatchBuilder::new(self.limit)));
+                self.open.push((to, BatchBuilder::new(self.limit).expecting(PIECE_BYTES)));
                 self.open.len() - 1
             }
         };

@@ -224,20 +224,30 @@ enum State {
 #[derive(Debug)]
 pub struct Assembler {
     state: State,
+    limit: usize,
 }
+
+const BETWEEN_FRAMES: State = State::Header {
+    bytes: [0; FRAME_HEADER_LEN],
+    have: 0,
+};
 
 impl Default for Assembler {
     fn default() -> Self {
         Self {
-            state: State::Header {
-                bytes: [0; FRAME_HEADER_LEN],
-                have: 0,
-            },
+            state: BETWEEN_FRAMES,
+            limit: MAX_FRAME_BYTES,
         }
     }
 }
 
 impl Assembler {
+    /// Takes payloads of at most `bytes` from the next frame on, whatever their kind allows: a
+    /// peer who may not send batches must not make the receiver hold one.
+    pub fn limit(&mut self, bytes: usize) {
+        self.limit = bytes;
+    }
+
     /// Takes from the front of `piece` what belongs to the next frame, and
     /// returns the frame once it is whole. Call again while `piece` is not empty.
     ///
@@ -252,9 +262,9 @@ impl Assembler {
             if *have < FRAME_HEADER_LEN {
                 return Ok(None);
             }
-            let (kind, tag, len) = parse_header(bytes)?;
+            let (kind, tag, len) = parse_header(bytes, self.limit)?;
             if len <= piece.len() {
-                *self = Self::default();
+                self.state = BETWEEN_FRAMES;
                 return Ok(Some(Frame {
                     kind,
                     tag,
@@ -293,7 +303,7 @@ impl Assembler {
             tag: *tag,
             payload: std::mem::take(bytes).freeze(),
         };
-        *self = Self::default();
+        self.state = BETWEEN_FRAMES;
         Ok(Some(frame))
     }
 
@@ -304,18 +314,18 @@ impl Assembler {
     }
 }
 
-fn parse_header(h: &[u8; FRAME_HEADER_LEN]) -> Result<(FrameKind, u64, usize), FrameError> {
+fn parse_header(
+    h: &[u8; FRAME_HEADER_LEN],
+    limit: usize,
+) -> Result<(FrameKind, u64, usize), FrameError> {
     let len = u32::from_le_bytes([h[0], h[1], h[2], h[3]]) as usize;
     let kind = FrameKind::from_number(h[4]).ok_or(FrameError::UnknownKind(h[4]))?;
     if h[5..8] != [0; 3] {
         return Err(FrameError::Reserved);
     }
-    if len > kind.max_payload() {
-        return Err(FrameError::TooLarge {
-            kind,
-            len,
-            max: kind.max_payload(),
-        });
+    let max = kind.max_payload().min(limit);
+    if len > max {
+        return Err(FrameError::TooLarge { kind, len, max });
     }
     let mut tag = [0; 8];
     tag.copy_from_slice(&h[8..16]);

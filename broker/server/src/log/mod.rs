@@ -15,8 +15,11 @@ mod seek;
 mod tail;
 mod topic;
 
+#[cfg(test)]
+mod tests;
+
 pub use append::{Append, Ticket, append, durability, submit};
-pub use partition::{Partition, Stored, TailRead};
+pub use partition::{Follow, Partition, Stored, TailRead};
 pub use producers::{Claim, KeepInMemory, ProducerRefused, ProducerStream, expire_producers};
 pub use read::ReadFault;
 pub use retention::{RetainError, retain};

@@ -1,5 +1,6 @@
 //! One partition: its applied end, its durable end, its tail.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use millstream_proto::{Batch, Offset, PartitionId};
@@ -80,7 +81,19 @@ pub struct Partition {
     pub(super) store: Arc<dyn Store>,
     applied: Mutex<Applied>,
     durable: Mutex<Durable>,
+    /// Readers that follow the end, for whom the newest batches stay in memory.
+    followers: AtomicUsize,
     tails: TailBudget,
+}
+
+/// Keeps a partition's newest batches in memory while somebody reads them.
+#[derive(Debug)]
+pub struct Follow(Arc<Partition>);
+
+impl Drop for Follow {
+    fn drop(&mut self) {
+        self.0.followers.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 impl std::fmt::Debug for Partition {
@@ -115,6 +128,7 @@ impl Partition {
             store,
             applied,
             durable,
+            followers: AtomicUsize::new(0),
             tails,
         })
     }
@@ -172,16 +186,36 @@ impl Partition {
         locked(&self.applied)
     }
 
+    /// Announces a reader that follows the end, until the answer is dropped.
+    /// Without one, batches go to the store alone and their memory is free again
+    /// as soon as they are durable: that is a good part of the speed of writing.
+    #[must_use]
+    pub fn follow(self: &Arc<Self>) -> Follow {
+        self.followers.fetch_add(1, Ordering::AcqRel);
+        Follow(Arc::clone(self))
+    }
+
     /// A batch has become durable; called in the order of commit.
     pub(super) fn commit(self: &Arc<Self>, stored: Stored) {
         let bytes = stored.batch.bytes().len();
-        {
+        let followed = self.followers.load(Ordering::Acquire) > 0;
+        let emptied = {
             let mut durable = locked(&self.durable);
             durable.end = stored.end().0;
             durable.bytes += bytes as u64;
-            durable.tail.push(stored);
+            if followed {
+                durable.tail.push(stored);
+                false
+            } else {
+                // The tail has no gaps: what is not kept ends what was.
+                durable.tail.clear()
+            }
+        };
+        if followed {
+            self.tails.added(self, bytes);
+        } else if emptied {
+            self.tails.forget(self);
         }
-        self.tails.added(self, bytes);
     }
 
     /// The oldest batches have been removed, durably.

@@ -1,7 +1,7 @@
 //! The newest batches in memory, so that live consumers never touch the database.
 //!
-//! Every partition keeps its newest batches in order; one budget over all
-//! partitions evicts the oldest first, wherever it lies.
+//! Every partition that somebody follows keeps its newest batches in order; one
+//! budget over all partitions evicts the oldest first, wherever it lies.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -59,9 +59,21 @@ impl TailBudget {
             }
         }
     }
+
+    /// `partition` has emptied its tail.
+    pub(super) fn forget(&self, partition: &Arc<Partition>) {
+        let mut budget = self.lock();
+        let mut freed = 0;
+        budget.order.retain(|(of, bytes)| {
+            let gone = std::ptr::eq(of.as_ptr(), Arc::as_ptr(partition));
+            freed += if gone { *bytes } else { 0 };
+            !gone
+        });
+        budget.used -= freed;
+    }
 }
 
-/// The newest batches of one partition: contiguous, the last one ends at the durable end.
+/// The newest batches of one partition that is followed: contiguous, the last one ends at the durable end.
 #[derive(Debug, Default)]
 pub(super) struct Tail {
     batches: VecDeque<Stored>,
@@ -70,6 +82,13 @@ pub(super) struct Tail {
 impl Tail {
     pub(super) fn push(&mut self, stored: Stored) {
         self.batches.push_back(stored);
+    }
+
+    /// Empties it. Returns whether there was anything.
+    pub(super) fn clear(&mut self) -> bool {
+        let any = !self.batches.is_empty();
+        self.batches = VecDeque::new();
+        any
     }
 
     pub(super) fn drop_oldest(&mut self) {

@@ -13,6 +13,7 @@ use millstream_proto::limits::MAX_RECORD_BYTES;
 use millstream_proto::pipeline::PipelineSpec;
 use millstream_proto::{Batch, ErrorCode, Offset, PartitionId, Principal, WireError};
 use millstream_store::{CommitError, Store, WriteBatch};
+use tokio::time::{Instant, sleep_until};
 
 use super::progress::{Counts, Progress};
 use super::row::PositionKey;
@@ -24,7 +25,7 @@ use crate::limits::{
     GUEST_IDLE, PIPELINE_COMMIT_BYTES, PIPELINE_MERGE_BYTES, PIPELINE_READ_BYTES,
     PIPELINE_RETRY_FIRST, PIPELINE_RETRY_LAST,
 };
-use crate::log::{Append, Partition, ReadFault, Stored, Topic, append, durability};
+use crate::log::{Append, Follow, Partition, ReadFault, Stored, Topic, append, durability};
 
 /// Why a pipeline does not go on.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -125,6 +126,7 @@ struct Output {
 pub(super) struct Task {
     work: Arc<Work>,
     partition: Arc<Partition>,
+    _follow: Follow,
     position: Offset,
     /// Raised with the first record, so that quiet partitions hold no instances.
     chain: Option<Chain>,
@@ -153,6 +155,7 @@ impl Task {
             .position(topic, id)
             .unwrap_or_else(|| partition.start());
         Self {
+            _follow: partition.follow(),
             work,
             partition,
             position,
@@ -166,6 +169,7 @@ impl Task {
         let work = Arc::clone(&self.work);
         let mut changed = work.input.changed();
         let mut wait = PIPELINE_RETRY_FIRST;
+        let mut worked = Instant::now();
         loop {
             // Before looking, so that what comes meanwhile is not slept through.
             changed.mark_unchanged();
@@ -173,6 +177,7 @@ impl Task {
                 Round::Stopping => return Ok(()),
                 Round::Moved => {
                     wait = PIPELINE_RETRY_FIRST;
+                    worked = Instant::now();
                     continue;
                 }
                 Round::Quiet => None,
@@ -183,9 +188,11 @@ impl Task {
                     Some(pause)
                 }
             };
+            // From the last work on, not from the last look: records of other partitions wake too.
+            let due = pause.map_or(worked + GUEST_IDLE, |pause| Instant::now() + pause);
             tokio::select! {
                 () = gate.closing() => return Ok(()),
-                () = tokio::time::sleep(pause.unwrap_or(GUEST_IDLE)) => {
+                () = sleep_until(due), if pause.is_some() || self.chain.is_some() => {
                     if pause.is_none() {
                         self.chain = None;
                     }
@@ -268,6 +275,7 @@ impl Task {
             position,
             chain,
             assembler,
+            ..
         } = self;
         let chain = match chain {
             Some(chain) => chain,

@@ -1,10 +1,11 @@
 //! A subscription's stream: batches out, as long as the reader takes them.
 //!
 //! Every partition has a cursor; cursors take turns. The tail serves whoever is
-//! near the end; a cursor that lags reads the store in chunks on a blocking
-//! thread, one chunk ahead of what is being written. Writing waits for the
-//! stream's flow control, and that is all the backpressure there is: nothing is
-//! queued for a slow reader beyond the chunk in hand and the one ahead.
+//! near the end; cursors that lag read the store in chunks on a blocking thread,
+//! one chunk ahead of what is being written: that of the cursor whose turn is
+//! next. Writing waits for the stream's flow control, and that is all the
+//! backpressure there is: nothing is queued for a slow reader beyond the chunk in
+//! hand and the one ahead, however many partitions there are.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -24,7 +25,7 @@ use tokio::task::JoinHandle;
 
 use crate::guests::{Directory, SubscriptionChain, Through, allow_dead_letters};
 use crate::limits::{DELIVER_BYTES, READ_CHUNK_BYTES};
-use crate::log::{Partition, ReadFault, Stored, TailRead, Topic, seek};
+use crate::log::{Follow, Partition, ReadFault, Stored, TailRead, Topic, seek};
 use crate::session::{Peer, refuse, shutting_down};
 use crate::stream::{FrameReader, FrameWriter};
 
@@ -36,7 +37,13 @@ pub(crate) async fn run(
     mut writer: FrameWriter,
 ) {
     let rights = Rights::of(&open);
-    let (mut subscription, opened) = match begin(&peer, open).await {
+    // Finding a timestamp may read whole partitions: not for a reader that has gone.
+    let begun = tokio::select! {
+        begun = begin(&peer, open) => begun,
+        () = writer.stopped() => return,
+        () = peer.broker.gate.closing() => Err(shutting_down()),
+    };
+    let (mut subscription, opened) = match begun {
         Ok(begun) => begun,
         Err(error) => return refuse(&mut reader, writer, &error).await,
     };
@@ -137,9 +144,11 @@ impl End {
 
 struct Cursor {
     partition: Arc<Partition>,
+    _follow: Follow,
     next: Offset,
     stop: Option<Offset>,
-    /// The read of the chunk at `next`, begun before the chunk in hand was written.
+    /// The read of the chunk at `next`, begun before this cursor's turn. At most one
+    /// cursor of a subscription has it.
     ahead: Option<JoinHandle<Result<Vec<Stored>, ReadFault>>>,
 }
 
@@ -163,8 +172,10 @@ async fn begin(
     for partition in chosen(&topic, &open.partitions)? {
         let next = position(&topic, &partition, &open).await?;
         let stop = open.until_end.then(|| partition.end());
+        let _follow = partition.follow();
         cursors.push(Cursor {
             partition,
+            _follow,
             next,
             stop,
             ahead: None,
@@ -229,9 +240,20 @@ async fn position(
             partition: partition.id().0,
             consumer: consumer.as_str().as_bytes(),
         };
-        let committed = committed(topic.store(), key.encode())
+        let row = committed(topic.store(), key.encode())
             .await
             .map_err(fault)?;
+        // To begin elsewhere instead would pass over records without a word.
+        let damaged = |e| {
+            let text = format!(
+                "topic {}: the committed offset of {consumer} in partition {} is damaged: {e}; commit another, or consume without a name",
+                topic.name(),
+                partition.id()
+            );
+            WireError::new(ErrorCode::Corrupt, text)
+        };
+        let row = row.map(|row| OffsetRow::decode(&row)).transpose();
+        let committed = row.map_err(damaged)?.map(|row| Offset(row.offset));
         if let Some(offset) = committed
             && let Ok(offset) = seek(partition, StartAt::Offset(offset)).await
         {
@@ -244,14 +266,9 @@ async fn position(
 async fn committed(
     store: &Arc<dyn Store>,
     key: millstream_store::Key,
-) -> Result<Option<Offset>, ReadFault> {
+) -> Result<Option<Bytes>, ReadFault> {
     let store = Arc::clone(store);
-    let read = move || -> Result<Option<Offset>, ReadFault> {
-        let row = store.snapshot()?.get(Space::Offsets, &key)?;
-        Ok(row
-            .and_then(|bytes| OffsetRow::decode(&bytes).ok())
-            .map(|row| Offset(row.offset)))
-    };
+    let read = move || Ok(store.snapshot()?.get(Space::Offsets, &key)?);
     tokio::task::spawn_blocking(read)
         .await
         .unwrap_or(Err(ReadFault::Closing))
@@ -282,7 +299,7 @@ impl Cursor {
     /// Begins to read what follows, if that is not in the tail.
     fn read_ahead(&mut self) {
         let lags = matches!(self.partition.read_tail(self.next, 1), TailRead::Older);
-        if lags && !self.is_done() {
+        if lags && !self.is_done() && self.ahead.is_none() {
             let (partition, next) = (Arc::clone(&self.partition), self.next);
             self.ahead = Some(tokio::spawn(async move {
                 partition.read(next, READ_CHUNK_BYTES).await
@@ -357,8 +374,9 @@ impl Subscription {
             return Ok(Vec::new());
         };
         cursor.next = last.end();
-        cursor.read_ahead();
         let (id, end) = (cursor.partition.id(), cursor.partition.end());
+        let next = (at + 1) % self.cursors.len();
+        self.cursors[next].read_ahead();
         let mut frames = Frames::new(id, end);
         match &self.chain {
             None => batches.iter().for_each(|stored| frames.push_stored(stored)),
@@ -421,13 +439,17 @@ impl Frames {
     }
 
     /// What a chain made of the batch from `base` to `next`; offsets are in it.
-    /// Only behind the last part may the reader's position move on.
+    /// Behind a part the reader's position moves on to where the next part
+    /// begins, and only behind the last to `next`.
     fn push_made(&mut self, base: Offset, next: Offset, parts: &[Batch]) {
-        let Some((last, earlier)) = parts.split_last() else {
+        if parts.is_empty() {
             self.untold = Some(next);
-            return;
-        };
-        for (batch, at) in earlier.iter().map(|b| (b, base)).chain([(last, next)]) {
+        }
+        for (i, batch) in parts.iter().enumerate() {
+            // Several parts may begin with results of the same record: then the
+            // position stays where it is for all but the last.
+            let following = parts.get(i + 1).map(|part| part.header().base_offset);
+            let at = following.map_or(next, |first| first.clamp(base, next));
             self.head(at, batch.bytes().len());
             self.pieces.push(self.heads.split().freeze());
             self.pieces.push(batch.bytes().clone());
@@ -446,12 +468,44 @@ impl Frames {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a panic is a test's way to fail")]
 mod tests {
+    use millstream_proto::Codec;
     use millstream_proto::acl::{AclRule, Effect};
+    use millstream_proto::batch::{BatchBuilder, NewRecord, Stamp};
+    use millstream_proto::frame::Assembler;
     use millstream_proto::pipeline::ErrorPolicy;
 
     use super::*;
     use crate::serve::control::tests::{ADMIN, STRANGER, peer, start};
     use crate::tls::tests::good;
+
+    fn part(offsets: &[u64]) -> Batch {
+        let mut builder = BatchBuilder::new(1 << 16);
+        for offset in offsets {
+            let record = NewRecord {
+                value: Some(b"v"),
+                ..NewRecord::default()
+            };
+            builder.push_at(Offset(*offset), &record).unwrap();
+        }
+        builder.build(Codec::None, Stamp::default()).unwrap()
+    }
+
+    #[test]
+    fn behind_each_part_the_position_is_where_the_next_begins() {
+        let mut frames = Frames::new(PartitionId(3), Offset(30));
+        let parts = [part(&[10, 11, 12]), part(&[12, 15]), part(&[15, 15])];
+        frames.push_made(Offset(10), Offset(20), &parts);
+        frames.push_made(Offset(20), Offset(25), &[]);
+        let mut bytes = Bytes::from(frames.finish().concat());
+        let mut assembler = Assembler::default();
+        let mut told = Vec::new();
+        while !bytes.is_empty() {
+            let frame = assembler.feed(&mut bytes).unwrap().unwrap();
+            let (prefix, batch) = DeliverPrefix::split(frame.payload).unwrap();
+            told.push((prefix.next.0, batch.is_empty()));
+        }
+        assert_eq!(told, [(12, false), (15, false), (20, false), (25, true)]);
+    }
 
     #[tokio::test]
     async fn a_subscription_needs_its_topic_its_plugins_and_their_dead_letter_topics() {

@@ -76,10 +76,15 @@ pub enum PushError {
     Headers,
 }
 
+/// Bytes reserved with a batch's first record, if its limit is not lower.
+const EXPECTED_BYTES: usize = 1 << 20;
+
 /// Collects records into one batch of bounded size.
 #[derive(Debug)]
 pub struct BatchBuilder {
     buf: BytesMut,
+    /// Bytes reserved with the first record.
+    expected: usize,
     limit: usize,
     value_lens: Vec<u32>,
     key_lens: Vec<u32>,
@@ -103,6 +108,7 @@ impl BatchBuilder {
     pub fn new(limit: usize) -> Self {
         Self {
             buf: BytesMut::new(),
+            expected: EXPECTED_BYTES,
             limit: limit.clamp(HEADER_LEN + 32, MAX_BATCH_BYTES),
             value_lens: Vec::new(),
             key_lens: Vec::new(),
@@ -117,6 +123,14 @@ impl BatchBuilder {
             any_delta: false,
             any_headers: false,
         }
+    }
+
+    /// The same for batches that are likely to stay smaller than their limit:
+    /// `bytes` are reserved at first, and more when there is more.
+    #[must_use]
+    pub fn expecting(mut self, bytes: usize) -> Self {
+        self.expected = bytes;
+        self
     }
 
     /// Number of records so far.
@@ -252,7 +266,7 @@ impl BatchBuilder {
     #[inline]
     fn append(&mut self, record: &NewRecord<'_>) {
         if self.is_empty() {
-            self.buf.reserve(self.limit.min(1 << 20));
+            self.buf.reserve(self.limit.min(self.expected));
             self.buf.put_bytes(0, HEADER_LEN);
             self.base_timestamp = record.timestamp;
         }
