@@ -16,6 +16,9 @@ pub const COPY_BELOW_BYTES: usize = 8 << 10;
 pub const MAX_IN_FLIGHT_BATCHES: usize = 1024;
 /// Batches of one producer's stream that may be at the topic's plugins at the same time.
 pub const CHAIN_DEPTH: usize = 16;
+/// Bytes of batches at the topic's plugins from which on one producer's stream is not read; the
+/// batch that passes it is the last.
+pub const CHAIN_BYTES: usize = 4 << 20;
 /// Bytes read from the store in one go for a reader that lags.
 pub const READ_CHUNK_BYTES: usize = 1 << 20;
 /// Bytes of one write to a subscription's stream.

@@ -4,6 +4,7 @@ use bytes::{Bytes, BytesMut};
 use millstream_proto::frame::{
     Assembler, Frame, FrameError, FrameKind, message_frame, put_message,
 };
+use millstream_proto::limits::{MAX_FRAME_BYTES, MAX_MESSAGE_BYTES};
 use millstream_proto::{ErrorCode, WireError};
 use quinn::{ReadError, RecvStream, SendStream, WriteError};
 use serde::Serialize;
@@ -47,12 +48,21 @@ pub(crate) struct FrameReader {
 }
 
 impl FrameReader {
+    /// Takes messages only: nobody may send a batch before he was let in as a producer, and what
+    /// one connection's streams can make the broker hold stays small.
     pub(crate) fn new(stream: RecvStream) -> Self {
+        let mut assembler = Assembler::default();
+        assembler.limit(MAX_MESSAGE_BYTES);
         Self {
             stream,
             piece: Bytes::new(),
-            assembler: Assembler::default(),
+            assembler,
         }
+    }
+
+    /// Takes batches too, from the next frame on.
+    pub(crate) fn allow_batches(&mut self) {
+        self.assembler.limit(MAX_FRAME_BYTES);
     }
 
     /// The next frame; `None` when the peer has finished its side.

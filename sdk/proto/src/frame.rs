@@ -509,6 +509,28 @@ mod tests {
     }
 
     #[test]
+    fn a_limit_holds_from_the_next_frame_on() {
+        let mut assembler = Assembler::default();
+        assembler.limit(10);
+        let feed = |assembler: &mut Assembler, len: usize| {
+            let mut bytes = frame_header(FrameKind::Produce, 0, len).to_vec();
+            bytes.resize(bytes.len() + len, 0);
+            assembler.feed(&mut bytes.into())
+        };
+        assert!(feed(&mut assembler, 10).unwrap().is_some());
+        let too_large = FrameError::TooLarge {
+            kind: FrameKind::Produce,
+            len: 11,
+            max: 10,
+        };
+        assert_eq!(feed(&mut assembler, 11), Err(too_large));
+        let mut assembler = Assembler::default();
+        assembler.limit(10);
+        assembler.limit(MAX_FRAME_BYTES);
+        assert!(feed(&mut assembler, 11).unwrap().is_some());
+    }
+
+    #[test]
     fn faulty_headers_are_named() {
         let feed = |h: [u8; 16]| {
             Assembler::default()

@@ -21,7 +21,7 @@ use millstream_proto::{Batch, Codec, ErrorClass, ErrorCode, ProducerId, Sequence
 use millstream_store::{CommitError, WriteBatch};
 
 use super::answers::{Answer, Answers, Slot};
-use crate::limits::{CHAIN_DEPTH, COPY_BELOW_BYTES};
+use crate::limits::{CHAIN_BYTES, CHAIN_DEPTH, COPY_BELOW_BYTES};
 use crate::log::{Append, ProducerRefused, ProducerStream, Ticket, Topic, durability, submit};
 use crate::route;
 use crate::session::{Peer, refuse, shutting_down};
@@ -41,6 +41,7 @@ pub(crate) async fn run(
     if writer.message(FrameKind::Opened, 0, &opened).await.is_err() {
         return;
     }
+    reader.allow_batches();
     match converse(&producer, &mut reader, &mut writer).await {
         End::Finished => {
             if writer.message(FrameKind::End, 0, &()).await.is_ok() {
@@ -121,6 +122,8 @@ enum End {
 struct Prepared {
     slot: Slot,
     sequence: Sequence,
+    /// Bytes it came with.
+    bytes: usize,
     outcome: Result<Ready, WireError>,
 }
 
@@ -140,6 +143,7 @@ struct Producer {
 impl Producer {
     async fn read(&self, reader: &mut FrameReader) -> End {
         let mut ahead: FuturesOrdered<BoxFuture<'_, Prepared>> = FuturesOrdered::new();
+        let mut ahead_bytes = 0;
         let mut rights = self.peer.broker.access.changed();
         // They may have changed while the stream was opened.
         if let Err(error) = self.still_allowed() {
@@ -149,12 +153,14 @@ impl Producer {
             let frame = tokio::select! {
                 biased;
                 Some(prepared) = ahead.next(), if !ahead.is_empty() => {
+                    ahead_bytes -= prepared.bytes;
                     if let Err(error) = self.submit(prepared).await {
                         break End::Error(error);
                     }
                     continue;
                 }
-                frame = reader.next(), if ahead.len() < CHAIN_DEPTH => frame,
+                frame = reader.next(),
+                    if ahead.len() < CHAIN_DEPTH && ahead_bytes < CHAIN_BYTES => frame,
                 // The broker, and with it the sender, outlives every session.
                 _ = rights.changed() => match self.still_allowed() {
                     Ok(()) => continue,
@@ -183,6 +189,7 @@ impl Producer {
                     break End::Error(error);
                 }
             } else {
+                ahead_bytes += frame.payload.len();
                 ahead.push_back(Box::pin(self.prepare(frame, slot)));
             }
         };
@@ -203,11 +210,12 @@ impl Producer {
     }
 
     async fn prepare(&self, frame: Frame, slot: Slot) -> Prepared {
-        let sequence = Sequence(frame.tag);
+        let (sequence, bytes) = (Sequence(frame.tag), frame.payload.len());
         let outcome = self.pass(frame).await;
         Prepared {
             slot,
             sequence,
+            bytes,
             outcome,
         }
     }
@@ -290,6 +298,7 @@ impl Producer {
             slot,
             sequence,
             outcome,
+            ..
         } = prepared;
         let (ready, error) = match outcome {
             Ok(ready) => (ready, None),
@@ -500,6 +509,7 @@ mod tests {
         let later = Prepared {
             slot: producer.answers.slot(sequence).await,
             sequence: Sequence(sequence),
+            bytes: 0,
             outcome: Err(WireError::new(ErrorCode::PluginRetry, "later")),
         };
         producer.submit(later).await.unwrap();
