@@ -417,7 +417,8 @@ async fn a_plugin_that_wants_time_holds_records_back_in_order() {
     let later = stopping(BAD_FILTER, &[("mode", "retry")]);
     client.attach(name.clone(), later).await.unwrap();
     let producer = client.producer(name.clone()).batch_bytes(256);
-    let producer = producer.in_flight(64).build().await.unwrap();
+    // Room for all, so that none waits to be taken.
+    let producer = producer.in_flight(256).build().await.unwrap();
     let mut deliveries = Vec::new();
     for n in 0..200u32 {
         let value = n.to_be_bytes();

@@ -168,8 +168,12 @@ async fn it_pauses_resumes_is_replaced_and_deleted() {
         (applied.owner, applied.spec.steps[0].version),
         (client.principal(), Some(1))
     );
-    let info = caught_up(&client, first as u64).await;
-    assert_eq!(info.records_in, first as u64);
+    caught_up(&client, first as u64).await;
+    eventually("the counter, which follows", async || {
+        let info = show(&client).await;
+        (info.records_in == first as u64).then_some(())
+    })
+    .await;
 
     let paused = client.pause_pipeline(name()).await.unwrap();
     assert_eq!(paused.state, PipelineState::Paused);

@@ -266,7 +266,9 @@ async fn a_pipeline_stops_skips_or_buries_by_itself() {
         // It ends, or comes to the end.
         eventually("the pipeline", async || {
             let info = scene.client.show_pipeline(name.clone()).await.unwrap();
-            let ended = info.progress.iter().all(|p| p.position == p.end);
+            // Counters follow the position a moment later.
+            let counted = info.records_out + info.skipped + info.dead_letters == 3;
+            let ended = counted && info.progress.iter().all(|p| p.position == p.end);
             let stopped = matches!(info.state, PipelineState::Failed(_));
             (ended || stopped).then_some(info)
         })
