@@ -116,8 +116,10 @@ impl FromStr for ResourceKind {
 }
 
 /// A text that stands for itself, or with `*` at its end for all that begin so.
+///
+/// Serde goes through the same parser as text does.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
+#[serde(try_from = "String")]
 pub struct Pattern(String);
 
 impl Pattern {
@@ -147,6 +149,13 @@ impl FromStr for Pattern {
             ));
         }
         Ok(Self(s.to_owned()))
+    }
+}
+
+impl TryFrom<String> for Pattern {
+    type Error = String;
+    fn try_from(s: String) -> Result<Self, String> {
+        s.parse()
     }
 }
 
@@ -211,6 +220,11 @@ mod tests {
         let one: Pattern = "acme/x".parse().unwrap();
         assert!(one.matches("acme/x") && !one.matches("acme/xy"));
         assert!("a*b".parse::<Pattern>().is_err() && "".parse::<Pattern>().is_err());
+        for text in ["acme/*", "a*b", ""] {
+            let wire = postcard::to_allocvec(text).unwrap();
+            let read = postcard::from_bytes::<Pattern>(&wire).ok();
+            assert_eq!(read, text.parse().ok(), "{text:?}");
+        }
     }
 
     #[test]

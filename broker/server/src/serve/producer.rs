@@ -150,6 +150,16 @@ impl Producer {
             return End::Error(error);
         }
         let end = loop {
+            // Not left to the waiting below: a client that sends without a pause never waits.
+            if self.peer.broker.gate.is_closing() {
+                break End::Error(shutting_down());
+            }
+            if rights.has_changed().is_ok_and(|changed| changed) {
+                rights.mark_unchanged();
+                if let Err(error) = self.still_allowed() {
+                    break End::Error(error);
+                }
+            }
             let frame = tokio::select! {
                 biased;
                 Some(prepared) = ahead.next(), if !ahead.is_empty() => {
@@ -162,11 +172,11 @@ impl Producer {
                 frame = reader.next(),
                     if ahead.len() < CHAIN_DEPTH && ahead_bytes < CHAIN_BYTES => frame,
                 // The broker, and with it the sender, outlives every session.
-                _ = rights.changed() => match self.still_allowed() {
-                    Ok(()) => continue,
-                    Err(error) => break End::Error(error),
-                },
-                () = self.peer.broker.gate.closing() => break End::Error(shutting_down()),
+                _ = rights.changed() => {
+                    rights.mark_changed();
+                    continue;
+                }
+                () = self.peer.broker.gate.closing() => continue,
             };
             let frame = match frame {
                 Ok(Some(frame)) => frame,
