@@ -22,7 +22,7 @@ impl Catalog {
             let name = topic.name();
             let started = broker
                 .guests
-                .topic_chain(name, &owner, uses.clone(), directory)
+                .topic_chain_again(name, &owner, uses.clone(), directory)
                 .await;
             let chain = started.unwrap_or_else(|e| {
                 tracing::warn!(topic = %name, "the topic's chain does not start: {e}");

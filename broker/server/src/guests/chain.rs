@@ -146,20 +146,27 @@ impl Blueprint {
         self: Arc<Self>,
         partition: Option<PartitionId>,
     ) -> Result<Chain, WireError> {
-        let mut steps = Vec::with_capacity(self.parts.len());
-        for part in &self.parts {
-            let mut step = self.step(part, partition)?;
+        let mut chain = self.lay(partition)?;
+        for step in &mut chain.steps {
             step.start()
                 .await
                 .map_err(|error| self.start_error(&error))?;
-            steps.push(step);
         }
+        Ok(chain)
+    }
+
+    /// As [`Blueprint::raise`], but the plugins start with the first batch.
+    ///
+    /// # Errors
+    /// When the broker's limits of plugins cannot be.
+    pub(crate) fn lay(&self, partition: Option<PartitionId>) -> Result<Chain, WireError> {
+        let steps = self.parts.iter().map(|part| self.step(part, partition));
         let source = Source {
             topic: self.input.clone(),
             partition,
         };
         Ok(Chain {
-            steps,
+            steps: steps.collect::<Result<_, _>>()?,
             flow: Flow::new(source),
         })
     }

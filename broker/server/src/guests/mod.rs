@@ -257,6 +257,38 @@ impl Guests {
         uses: Vec<PluginUse>,
         directory: Arc<dyn Directory>,
     ) -> Result<Arc<TopicChain>, WireError> {
+        let blueprint = self.draw_for_topic(topic, owner, &uses, &directory).await?;
+        let start = TopicChain::start(topic.clone(), blueprint, Arc::downgrade(&directory));
+        let chain = self.thread().spawn(start).await.map_err(|_| closing())??;
+        Ok(Arc::new(chain))
+    }
+
+    /// The chain of a topic that had it before the broker was started: as
+    /// [`Guests::topic_chain`], but no plugin runs before the first batch, so that nobody's
+    /// plugins hold up the start.
+    ///
+    /// # Errors
+    /// As [`Guests::topic_chain`].
+    pub(crate) async fn topic_chain_again(
+        &self,
+        topic: &TopicName,
+        owner: &Principal,
+        uses: Vec<PluginUse>,
+        directory: Arc<dyn Directory>,
+    ) -> Result<Arc<TopicChain>, WireError> {
+        let blueprint = self.draw_for_topic(topic, owner, &uses, &directory).await?;
+        let start = TopicChain::start_again(topic.clone(), blueprint, Arc::downgrade(&directory));
+        let chain = self.thread().spawn(start).await.map_err(|_| closing())??;
+        Ok(Arc::new(chain))
+    }
+
+    async fn draw_for_topic(
+        &self,
+        topic: &TopicName,
+        owner: &Principal,
+        uses: &[PluginUse],
+        directory: &Arc<dyn Directory>,
+    ) -> Result<Arc<Blueprint>, WireError> {
         let name = format!("topic {topic}");
         let site = Site {
             place: Place::Topic,
@@ -265,10 +297,7 @@ impl Guests {
             input: topic,
             refusal: ErrorCode::AttachInvalid,
         };
-        let blueprint = self.draw(site, owner, &uses, &directory).await?;
-        let start = TopicChain::start(topic.clone(), blueprint, Arc::downgrade(&directory));
-        let chain = self.thread().spawn(start).await.map_err(|_| closing())??;
-        Ok(Arc::new(chain))
+        self.draw(site, owner, uses, directory).await
     }
 
     /// Prepares a chain for one subscription; see [`Guests::topic_chain`]. `store` is where its

@@ -477,6 +477,21 @@ async fn a_topic_that_nobody_writes_to_takes_no_instance_from_the_others() {
     assert_eq!(passed.unwrap().dropped, 2);
 }
 
+#[tokio::test]
+async fn no_plugin_holds_up_the_start_of_the_broker() {
+    let world = World::new();
+    let topic = world.topic("acme/t", 1);
+    let uses = vec![bad(BAD_FILTER, "init-fails", ErrorPolicy::Stop)];
+    assert!(attach(&world, &topic, &uses).await.is_err());
+    let chain = guests()
+        .topic_chain_again(topic.name(), &me(), uses, world.directory())
+        .await
+        .unwrap();
+    let error = chain.run(batch_of(&numbered(1)), None, &topic).await;
+    assert_eq!(error.unwrap_err().code, ErrorCode::PluginFailed);
+    assert!(chain.stopped().is_some());
+}
+
 async fn subscribe(world: &Arc<World>, uses: &[PluginUse]) -> SubscriptionChain {
     let (directory, store) = (world.directory(), Arc::clone(&world.store));
     let topic = "acme/t".parse().unwrap();

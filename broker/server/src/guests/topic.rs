@@ -55,17 +55,36 @@ struct Job {
 }
 
 impl TopicChain {
-    /// Starts the actor. Runs on the guest thread.
+    /// Starts the actor, and each plugin once. Runs on the guest thread.
     pub(super) async fn start(
         topic: TopicName,
         blueprint: Arc<Blueprint>,
         directory: Weak<dyn Directory>,
     ) -> Result<Self, WireError> {
-        let (uses, routes) = (blueprint.uses(), blueprint.routes());
-        let mut chain = blueprint.raise(None).await?;
+        let mut chain = Arc::clone(&blueprint).raise(None).await?;
         // Raised to see that it starts. There may be more topics with plugins than places in the
         // pool, and a topic that nobody writes to must not take one from those that are in use.
         chain.rest();
+        Ok(Self::with(topic, &blueprint, chain, directory))
+    }
+
+    /// Starts the actor; the plugins, which have started before, with the first batch. Runs on
+    /// the guest thread.
+    pub(super) async fn start_again(
+        topic: TopicName,
+        blueprint: Arc<Blueprint>,
+        directory: Weak<dyn Directory>,
+    ) -> Result<Self, WireError> {
+        let chain = blueprint.lay(None)?;
+        Ok(Self::with(topic, &blueprint, chain, directory))
+    }
+
+    fn with(
+        topic: TopicName,
+        blueprint: &Blueprint,
+        chain: Chain,
+        directory: Weak<dyn Directory>,
+    ) -> Self {
         let (jobs, queue) = mpsc::channel(CHAIN_QUEUE);
         let stopped = Arc::<OnceLock<String>>::default();
         let actor = Actor {
@@ -75,13 +94,13 @@ impl TopicChain {
             stopped: Arc::clone(&stopped),
         };
         tokio::spawn(actor.serve(queue));
-        Ok(Self {
+        Self {
             topic,
-            uses,
-            routes,
+            uses: blueprint.uses(),
+            routes: blueprint.routes(),
             jobs,
             stopped,
-        })
+        }
     }
 
     /// A chain that could not be started and lets nothing pass: what stands before a topic when
