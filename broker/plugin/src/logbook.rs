@@ -202,11 +202,14 @@ impl LogBook {
         ring.push(now, level, from, tame(message), &self.limits);
     }
 
-    /// At most `max` lines from sequence `since` on, and the sequence to ask for next.
+    /// At most `max` lines from sequence `since` on, and the sequence to ask for next. A sequence
+    /// that this book has not come to yet is one of an earlier book, from before a restart: all of
+    /// this one is new then.
     #[must_use]
     pub fn read(&self, since: u64, max: usize) -> (Vec<LogLine>, u64) {
         let mut ring = self.ring();
         ring.note_dropped((self.clock)(), &self.limits);
+        let since = if since > ring.next { 0 } else { since };
         let lines: Vec<_> = ring
             .lines
             .iter()
@@ -351,6 +354,15 @@ mod tests {
         let read = messages(&book);
         assert!(read[7].starts_with("1 lines dropped"), "{read:?}");
         assert_eq!(read[8..], ["y"]);
+    }
+
+    #[test]
+    fn who_followed_an_earlier_book_reads_this_one_from_its_beginning() {
+        let (book, _) = book(LogLimits::default());
+        say(&book, "first");
+        let (lines, next) = book.read(500, 10);
+        assert_eq!((lines.len(), next), (1, 1));
+        assert_eq!(book.read(next, 10), (Vec::new(), 1));
     }
 
     #[test]

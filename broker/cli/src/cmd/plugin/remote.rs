@@ -203,14 +203,15 @@ pub(super) async fn logs(global: &Global, args: LogsArgs) -> Outcome {
         if !args.follow {
             return Ok(());
         }
-        loop {
-            tokio::select! {
-                interrupted = tokio::signal::ctrl_c() => {
-                    return interrupted.map_err(CliError::failure);
-                }
-                () = tokio::time::sleep(FOLLOW_EVERY) => {}
+        let follow = async {
+            loop {
+                tokio::time::sleep(FOLLOW_EVERY).await;
+                from = print_from(out, client, &args.plugin, from).await?;
             }
-            from = print_from(out, client, &args.plugin, from).await?;
+        };
+        tokio::select! {
+            followed = follow => followed,
+            interrupted = tokio::signal::ctrl_c() => interrupted.map_err(CliError::failure),
         }
     })
     .await
