@@ -5,7 +5,7 @@ use millstream_e2e::{batch, partitions, produce, text, topic};
 use millstream_proto::batch::{BatchBuilder, CRC_FROM, HEADER_LEN, NewRecord, Stamp};
 use millstream_proto::frame::{FrameKind, frame_header};
 use millstream_proto::limits::{MAX_BATCH_BYTES, MAX_RECORD_BYTES};
-use millstream_proto::{Codec, Offset, ProducerId, Sequence};
+use millstream_proto::{Batch, Codec, Offset, ProducerId, Sequence};
 
 use super::Scene;
 
@@ -183,6 +183,24 @@ async fn every_lying_batch_is_found_out_and_the_stream_goes_on() {
     scene.finish().await;
 }
 
+/// A good batch, as brokers make them of filtered views: its records bring offsets with gaps.
+fn with_offsets(producer: u64, sequence: u64) -> Batch {
+    let mut builder = BatchBuilder::new(1 << 16);
+    for offset in [0, 1_000_000] {
+        let record = NewRecord {
+            value: Some(b"v"),
+            ..NewRecord::default()
+        };
+        builder.push_at(Offset(offset), &record).unwrap();
+    }
+    let stamp = Stamp {
+        producer: ProducerId(producer),
+        sequence: Sequence(sequence),
+        ..Stamp::default()
+    };
+    builder.build(Codec::None, stamp).unwrap()
+}
+
 #[tokio::test]
 async fn batches_that_do_not_belong_here_are_refused_and_the_stream_goes_on() {
     let config = TopicConfig {
@@ -226,6 +244,12 @@ async fn batches_that_do_not_belong_here_are_refused_and_the_stream_goes_on() {
             batch(&[b"v"], 77, 0, 9),
             ErrorCode::MalformedBatch,
         ),
+        (
+            "offsets",
+            Some(0),
+            with_offsets(77, 5),
+            ErrorCode::MalformedBatch,
+        ),
     ];
     for (sequence, (what, partition, batch, code)) in (0..).zip(cases) {
         stream.produce(sequence, partition, batch.bytes()).await;
@@ -235,7 +259,7 @@ async fn batches_that_do_not_belong_here_are_refused_and_the_stream_goes_on() {
         assert!(e.message.contains("acme/t"), "{e}");
     }
     stream
-        .produce(5, Some(1), batch(&[b"raw"], 77, 0, 5).bytes())
+        .produce(6, Some(1), batch(&[b"raw"], 77, 0, 6).bytes())
         .await;
     assert_eq!(stream.answer().await.1.unwrap().placements[0].count, 1);
     scene.done += 1;
