@@ -25,6 +25,9 @@ pub const READ_CHUNK_BYTES: usize = 1 << 20;
 pub const DELIVER_BYTES: usize = 256 << 10;
 /// Readers of the store at work at the same time, over all subscriptions.
 pub const COLD_READERS: usize = 4;
+/// Searches for a timestamp at work at the same time, each of which reads the store; further ones
+/// wait.
+pub const TIME_SEEKERS: usize = 2;
 /// Producers whose state is kept in memory per topic while no stream is open.
 pub const IDLE_PRODUCERS: usize = 1024;
 /// A producer that has stored nothing for this long is forgotten: a batch that it
@@ -113,6 +116,7 @@ const _: () = assert!(MAX_PLUGIN_VERSIONS <= MAX_PAGE);
 const _: () = assert!(MAX_CHAIN_BYTES + MAX_PARTITIONS as usize * 40 < MAX_MESSAGE_BYTES);
 
 const _: () = assert!(READ_CHUNK_BYTES <= TAIL_BYTES);
+const _: () = assert!(TIME_SEEKERS < COLD_READERS);
 const _: () = assert!(STREAM_WINDOW <= CONNECTION_WINDOW);
 
 // Guests and pipelines.

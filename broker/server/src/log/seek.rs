@@ -4,10 +4,15 @@ use std::sync::Arc;
 
 use millstream_proto::Offset;
 use millstream_proto::topic::StartAt;
+use tokio::sync::Semaphore;
 
 use super::partition::{Partition, Stored};
 use super::read::ReadFault;
-use crate::limits::READ_CHUNK_BYTES;
+use crate::limits::{READ_CHUNK_BYTES, TIME_SEEKERS};
+
+/// Looking for a timestamp may read all there is: it must not take every turn at the store from
+/// those who read what they found.
+static SEEKING: Semaphore = Semaphore::const_new(TIME_SEEKERS);
 
 /// The offset in `partition` that `at` means at this moment.
 ///
@@ -27,11 +32,19 @@ pub async fn seek(partition: &Arc<Partition>, at: StartAt) -> Result<Offset, Rea
         }
         StartAt::Offset(wanted) => Ok(wanted),
         StartAt::Timestamp(wanted) => {
+            let _turn = SEEKING.acquire().await.map_err(|_| ReadFault::Closing)?;
             let mut from = start;
             while from < end {
-                let batches = partition.read(from, READ_CHUNK_BYTES).await?;
+                let batches = match partition.read(from, READ_CHUNK_BYTES).await {
+                    // Retention was faster.
+                    Err(ReadFault::OutOfRange { start, .. }) if start > from => {
+                        from = start;
+                        continue;
+                    }
+                    read => read?,
+                };
                 if let Some(found) = batches.iter().find(|s| reaches(s, wanted)) {
-                    return Ok(found.base.max(start));
+                    return Ok(found.base.max(partition.start()));
                 }
                 match batches.last() {
                     Some(last) => from = last.end(),

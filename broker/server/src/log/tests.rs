@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use millstream_proto::batch::{BatchBuilder, NewRecord, Stamp};
-use millstream_proto::topic::TopicConfig;
+use millstream_proto::topic::{StartAt, TopicConfig};
 use millstream_proto::{Batch, Codec, Offset, PartitionId};
 use millstream_store::key::record::RecordKey;
 use millstream_store::{MemoryStore, Space, Store, WriteBatch};
@@ -99,4 +99,26 @@ async fn retention_removes_what_is_too_old_or_too_much_and_nothing_else() {
     assert_eq!(partition(&topic).start(), Offset(4));
     assert_eq!(partition(&topic).bytes(), 3 * len);
     assert!(!retain(&topic, NEW_MS).await.unwrap());
+}
+
+#[tokio::test]
+async fn a_timestamp_is_found_behind_what_retention_removes_meanwhile() {
+    let config = TopicConfig {
+        retention_ms: 10_000,
+        ..TopicConfig::default()
+    };
+    let topic = topic_of(config, &[OLD_MS, OLD_MS, NEW_MS]).await;
+    let partition = partition(&topic);
+    let at = StartAt::Timestamp(NEW_MS);
+    assert_eq!(seek(&partition, at).await.unwrap(), Offset(4));
+    let beyond = StartAt::Timestamp(NEW_MS + 1);
+    assert_eq!(seek(&partition, beyond).await.unwrap(), Offset(6));
+
+    let seeking = seek(&partition, at);
+    tokio::pin!(seeking);
+    // On its way: the first read is at the store.
+    assert!(futures_util::poll!(&mut seeking).is_pending());
+    retain(&topic, NEW_MS).await.unwrap();
+    assert_eq!(seeking.await.unwrap(), Offset(4));
+    assert_eq!(partition.start(), Offset(4));
 }
