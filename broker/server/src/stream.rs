@@ -1,5 +1,7 @@
 //! Frames over a QUIC stream.
 
+use std::ops::Range;
+
 use bytes::{Bytes, BytesMut};
 use millstream_proto::frame::{
     Assembler, Frame, FrameError, FrameKind, message_frame, put_message,
@@ -12,8 +14,8 @@ use serde::Serialize;
 /// Tag of an error that concerns the whole stream.
 pub(crate) const STREAM_TAG: u64 = u64::MAX;
 
-/// Bytes asked of the stream at once.
-const READ_BYTES: usize = 1 << 20;
+/// Pieces taken from the stream at once: each taking costs a lock on the connection.
+const PIECES: usize = 32;
 
 /// Why no frame came.
 #[derive(Debug, thiserror::Error)]
@@ -43,7 +45,9 @@ impl ReadFrameError {
 /// Reads frames. Dropping the future of [`FrameReader::next`] loses nothing.
 pub(crate) struct FrameReader {
     stream: RecvStream,
-    piece: Bytes,
+    pieces: [Bytes; PIECES],
+    /// Where in `pieces` those are that wait.
+    waiting: Range<usize>,
     assembler: Assembler,
 }
 
@@ -55,7 +59,8 @@ impl FrameReader {
         assembler.limit(MAX_MESSAGE_BYTES);
         Self {
             stream,
-            piece: Bytes::new(),
+            pieces: [const { Bytes::new() }; PIECES],
+            waiting: 0..0,
             assembler,
         }
     }
@@ -68,17 +73,32 @@ impl FrameReader {
     /// The next frame; `None` when the peer has finished its side.
     pub(crate) async fn next(&mut self) -> Result<Option<Frame>, ReadFrameError> {
         loop {
-            while !self.piece.is_empty() {
-                if let Some(frame) = self.assembler.feed(&mut self.piece)? {
-                    return Ok(Some(frame));
-                }
+            if let Some(frame) = self.buffered()? {
+                return Ok(Some(frame));
             }
-            match self.stream.read_chunk(READ_BYTES, true).await? {
-                Some(chunk) => self.piece = chunk.bytes,
+            match self.stream.read_chunks(&mut self.pieces).await? {
+                Some(n) => self.waiting = 0..n,
                 None if self.assembler.is_midway() => return Err(ReadFrameError::CutOff),
                 None => return Ok(None),
             }
         }
+    }
+
+    /// The next frame among the pieces that wait.
+    fn buffered(&mut self) -> Result<Option<Frame>, ReadFrameError> {
+        while !self.waiting.is_empty() {
+            let piece = &mut self.pieces[self.waiting.start];
+            let frame = self.assembler.feed(piece)?;
+            if piece.is_empty() {
+                // An empty piece still holds on to the datagram that it was cut from.
+                *piece = Bytes::new();
+                self.waiting.start += 1;
+            }
+            if frame.is_some() {
+                return Ok(frame);
+            }
+        }
+        Ok(None)
     }
 
     /// Tells the peer to stop sending.
