@@ -355,11 +355,8 @@ fn piece(data: &[u8], offset: u32, len: u32) -> Option<&[u8]> {
     data.get(start..start.checked_add(len as usize)?)
 }
 
-/// As [`check_headers`] for the broker's own headers; empty if `sizes` speaks for them.
+/// As [`check_headers`] for the broker's own headers.
 fn input_header_ends(input: &Columns<'_>) -> Vec<u64> {
-    if !input.sizes.is_empty() {
-        return Vec::new();
-    }
     let mut sum = 0u64;
     let weights = input
         .headers
@@ -473,30 +470,30 @@ impl Check<'_> {
         }
     }
 
-    /// Weight of what a new record keeps of its input record.
+    /// Weight of what a new record keeps of its input record. What the plugin cannot see of it is
+    /// counted whole if anything is kept: an upper bound, and one that a plugin which replaces
+    /// what it sees does not feel.
     fn kept(&self, input: usize, from: &[u32; SPAN], kept: [bool; 3]) -> u64 {
-        if let Some(&size) = self.input.sizes.get(input) {
-            return if kept.contains(&true) {
-                u64::from(size)
-            } else {
-                0
-            };
+        if kept == [false; 3] {
+            return 0;
         }
         let len = |len: u32| if len == NONE { 0 } else { u64::from(len) };
         let &[_, key_len, _, value_len, first, count] = from;
-        let mut weight = 0;
-        if kept[0] {
-            weight += len(key_len);
-        }
-        if kept[1] {
-            weight += len(value_len);
-        }
-        if kept[2] {
-            let end = |index: u32| self.input_header_ends.get(index as usize).copied();
-            let range = end(first).zip(first.checked_add(count).and_then(end));
-            weight += range.map_or(0, |(start, end)| end.saturating_sub(start));
-        }
-        weight
+        let end = |index: u32| self.input_header_ends.get(index as usize).copied();
+        let headers = end(first).zip(first.checked_add(count).and_then(end));
+        let headers = headers.map_or(0, |(start, end)| end.saturating_sub(start));
+        let seen = [len(key_len), len(value_len), headers];
+        let weight: u64 = seen
+            .iter()
+            .zip(kept)
+            .map(|(weight, kept)| if kept { *weight } else { 0 })
+            .sum();
+        let Some(&size) = self.input.sizes.get(input) else {
+            return weight;
+        };
+        let [key, value, headers] = seen;
+        let bytes = key + value + headers.saturating_sub(HEADER_OVERHEAD * u64::from(count));
+        weight + u64::from(size).saturating_sub(bytes)
     }
 }
 

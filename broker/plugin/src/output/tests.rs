@@ -188,6 +188,31 @@ fn output_is_bounded_by_what_it_expands_to() {
 }
 
 #[test]
+fn what_a_plugin_sees_and_replaces_is_not_counted() {
+    // A plugin that asked for values alone: the key and the headers have 6 bytes.
+    let spans = [0, NONE, 0, 10, 0, 0];
+    let seen = Columns {
+        data: b"0123456789",
+        spans: &spans,
+        sizes: &[16],
+        ..Columns::default()
+    };
+    let expanded = |changes: &[(usize, u32)]| {
+        let made = raw(b"ab", &with(changes), &[]);
+        check_output(made, &seen, &bounds())
+            .unwrap()
+            .expanded_bytes()
+    };
+    assert_eq!(expanded(&[]), 16);
+    let value = [(5, 0), (6, 2)];
+    assert_eq!(expanded(&value), 2 + 6);
+    let no_key = [(3, 0), (4, NONE)];
+    assert_eq!(expanded(&[value, no_key].concat()), 2 + 6);
+    let no_headers = [(7, 0), (8, 0)];
+    assert_eq!(expanded(&[value, no_key, no_headers].concat()), 2);
+}
+
+#[test]
 fn verdicts_and_partitions_are_checked() {
     use Verdict::{DeadLetter, Drop, Keep};
     assert_eq!(
