@@ -427,14 +427,23 @@ impl Consumer {
 
     async fn open(&mut self, link: &Link) -> Result<(), StreamError> {
         self.subscriptions.clear();
-        let groups: Vec<Option<Group>> = if self.positions.is_empty() {
+        let mut groups: Vec<Option<Group>> = if self.positions.is_empty() {
             vec![None]
         } else {
             self.positions.resume().into_iter().map(Some).collect()
         };
-        for group in groups {
-            let open = StreamOpen::Subscription(self.wish.subscription(group));
-            let (send, reader, frame) = stream::open(&link.connection, &open).await?;
+        while let Some(group) = groups.pop() {
+            let open = StreamOpen::Subscription(self.wish.subscription(group.clone()));
+            let opened = stream::open(&link.connection, &open).await;
+            if let Err(StreamError::Refused(wire)) = &opened
+                && wire.code == ErrorCode::OffsetOutOfRange
+                && let Some(halves) = group.and_then(|group| self.positions.split(&group))
+            {
+                // Retention has passed the lowest offset in some of them only.
+                groups.extend(halves.map(Some));
+                continue;
+            }
+            let (send, reader, frame) = opened?;
             let opened: SubscriptionOpened = stream::decode(&frame)?;
             for (partition, start) in &opened.positions {
                 self.positions.begin(*partition, *start);

@@ -136,6 +136,22 @@ impl Positions {
         };
         open.chunks(share).map(merge).collect()
     }
+
+    /// Two streams instead of one that the broker refuses because some of its
+    /// partitions do not reach back to the offset it begins at any more; `None`
+    /// when all of them stand there.
+    pub(crate) fn split(&self, (partitions, start): &Group) -> Option<[Group; 2]> {
+        let next = |p: &PartitionId| self.by_partition.get(p).map_or(*start, |at| at.next);
+        // Ascending, as `resume` made them.
+        let same = partitions.iter().take_while(|p| next(p) == *start).count();
+        let at = same.max(partitions.len() / 2);
+        let second = partitions.get(at)?;
+        let groups = [
+            (partitions[..at].to_vec(), *start),
+            (partitions[at..].to_vec(), next(second)),
+        ];
+        Some(groups)
+    }
 }
 
 #[cfg(test)]
@@ -194,6 +210,31 @@ mod tests {
         positions.finish(&[PartitionId(1)]);
         let expected = vec![PartitionId(0), PartitionId(2)];
         assert_eq!(positions.resume(), [(expected, Offset(5))]);
+    }
+
+    #[test]
+    fn a_stream_for_neighbours_can_be_split_until_each_begins_at_its_place() {
+        let mut positions = Positions::default();
+        for p in 0..100 {
+            positions.begin(PartitionId(p), Offset(u64::from(p / 2)));
+        }
+        let mut exact = 0;
+        let mut groups = positions.resume();
+        assert!(groups.len() <= MAX_RESUME_STREAMS);
+        while let Some(group) = groups.pop() {
+            match positions.split(&group) {
+                Some(halves) => {
+                    assert!(halves.iter().all(|half| half.0.len() < group.0.len()));
+                    groups.extend(halves);
+                }
+                None => {
+                    let (partitions, start) = group;
+                    assert!(partitions.iter().all(|p| u64::from(p.0 / 2) == start.0));
+                    exact += partitions.len();
+                }
+            }
+        }
+        assert_eq!(exact, 100);
     }
 
     proptest! {
