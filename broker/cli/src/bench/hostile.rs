@@ -1,5 +1,5 @@
 //! How much a hostile plugin of one tenant costs another: ingest into a topic, alone and while a
-//! hostile plugin is fed without pause elsewhere in the same broker.
+//! hostile plugin is fed one record after the other elsewhere in the same broker.
 
 use std::time::Duration;
 
