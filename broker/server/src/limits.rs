@@ -19,6 +19,8 @@ pub const CHAIN_DEPTH: usize = 16;
 /// Bytes of batches at the topic's plugins from which on one producer's stream is not read; the
 /// batch that passes it is the last.
 pub const CHAIN_BYTES: usize = 4 << 20;
+/// Compressed batches of producers that are unpacked at the same time, to look into them.
+pub const UNPACKED_BATCHES: usize = 2;
 /// Bytes read from the store in one go for a reader that lags.
 pub const READ_CHUNK_BYTES: usize = 1 << 20;
 /// Bytes of one write to a subscription's stream.

@@ -119,7 +119,8 @@ impl Gather {
         let at = match self.open.iter().position(|(p, _)| *p == to) {
             Some(at) => at,
             None => {
-                self.open.push((to, BatchBuilder::new(self.limit).expecting(PIECE_BYTES)));
+                self.open
+                    .push((to, BatchBuilder::new(self.limit).expecting(PIECE_BYTES)));
                 self.open.len() - 1
             }
         };

@@ -17,11 +17,15 @@ use millstream_proto::acl::{Operation, ResourceKind};
 use millstream_proto::frame::{Frame, FrameKind, ProducePrefix};
 use millstream_proto::message::{Ack, OpenProducer, Placement, ProducerOpened};
 use millstream_proto::topic::TopicConfig;
-use millstream_proto::{Batch, Codec, ErrorClass, ErrorCode, ProducerId, Sequence, WireError};
+use millstream_proto::{
+    Batch, BatchError, Codec, ErrorClass, ErrorCode, ProducerId, Sequence, WireError,
+};
 use millstream_store::{CommitError, WriteBatch};
 
+use tokio::sync::Semaphore;
+
 use super::answers::{Answer, Answers, Slot};
-use crate::limits::{CHAIN_BYTES, CHAIN_DEPTH, COPY_BELOW_BYTES};
+use crate::limits::{CHAIN_BYTES, CHAIN_DEPTH, COPY_BELOW_BYTES, UNPACKED_BATCHES};
 use crate::log::{Append, ProducerRefused, ProducerStream, Ticket, Topic, durability, submit};
 use crate::route;
 use crate::session::{Peer, refuse, shutting_down};
@@ -235,6 +239,7 @@ impl Producer {
         let (tag, (prefix, bytes)) = (frame.tag, ProducePrefix::split(frame.payload)?);
         let batch = Batch::check(settle(bytes)).map_err(|e| self.named(e.into()))?;
         self.check(&batch, tag)?;
+        self.look_into(&batch).await?;
         if self.topic.is_deleted() {
             let text = format!("topic {} was deleted", self.topic.name());
             return Err(WireError::new(ErrorCode::TopicDeleted, text));
@@ -266,7 +271,7 @@ impl Producer {
         })
     }
 
-    /// The topic's limits, the stamp, and the columns as far as they can be seen.
+    /// What the header says: the stamp and the topic's limit.
     fn check(&self, batch: &Batch, tag: u64) -> Result<(), WireError> {
         let (header, config) = (batch.header(), self.topic.config());
         let fail = |code, text| Err(self.named(WireError::new(code, text)));
@@ -283,18 +288,23 @@ impl Producer {
             let text = format!("a batch of {len} bytes; the topic takes {max} at most");
             return fail(ErrorCode::BatchTooLarge, text);
         }
-        let max = config.max_record_bytes as usize;
-        let may_exceed = header.blob_len as usize > max;
-        if header.codec != Codec::None && !may_exceed {
-            return Ok(());
-        }
-        let body = batch.body().map_err(|e| self.named(e.into()))?;
-        let view = body.view().map_err(|e| self.named(e.into()))?;
-        if may_exceed && let Some(size) = view.records().map(|r| r.size).find(|s| *s > max) {
-            let text = format!("a record of {size} bytes; the topic takes {max} at most");
-            return fail(ErrorCode::RecordTooLarge, text);
-        }
         Ok(())
+    }
+
+    /// Looks into the batch, so that nobody finds out later that it cannot be
+    /// read. A compressed one is unpacked beside the network's thread.
+    async fn look_into(&self, batch: &Batch) -> Result<(), WireError> {
+        let max = self.topic.config().max_record_bytes as usize;
+        let fault = if batch.header().codec == Codec::None {
+            inspect(batch, max)
+        } else {
+            let turn = UNPACKERS.acquire().await;
+            let batch = batch.clone();
+            let unpacked = tokio::task::spawn_blocking(move || inspect(&batch, max)).await;
+            drop(turn);
+            unpacked.map_err(|_| shutting_down())?
+        };
+        fault.map_err(|e| self.named(e.into()))
     }
 
     fn named(&self, mut error: WireError) -> WireError {
@@ -439,6 +449,29 @@ impl Producer {
             ),
         }
     }
+}
+
+/// Bounds how many batches are unpacked at the same time, each up to the limit
+/// of a body.
+static UNPACKERS: Semaphore = Semaphore::const_new(UNPACKED_BATCHES);
+
+/// Unpacks a batch and checks every bound; `max` is the largest record in bytes.
+fn inspect(batch: &Batch, max: usize) -> Result<(), BatchError> {
+    let body = batch.body()?;
+    let view = body.view()?;
+    // Only a blob over the limit can hold a record over the limit.
+    if view.blob().len() > max {
+        for (index, record) in (0..).zip(view.records()) {
+            if record.size > max {
+                return Err(BatchError::RecordTooLarge {
+                    index,
+                    len: record.size,
+                    max,
+                });
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Small batches are copied out of the receive buffer that they share.
