@@ -4,9 +4,9 @@
 //! is what stands behind the last transform. Loading and running plugins is the broker's; here are
 //! only names and kinds.
 
-use millstream_proto::PluginName;
 use millstream_proto::limits::MAX_CHAIN_STEPS;
-use millstream_proto::pipeline::PluginKind;
+use millstream_proto::pipeline::{ErrorPolicy, PipelineSpec, PluginKind};
+use millstream_proto::{PluginName, TopicName};
 
 /// The one output that a transform sees unless it is the last of a pipeline.
 pub const NEXT: &str = "next";
@@ -156,12 +156,90 @@ fn check_kind(place: Place<'_>, plugin: &PluginName, kind: PluginKind) -> Result
     }
 }
 
+/// Where a pipeline's records come from, and every topic they can go to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Edge {
+    /// The input.
+    pub from: TopicName,
+    /// The outputs and the topics of dead letters.
+    pub to: Vec<TopicName>,
+}
+
+impl Edge {
+    /// The edge that a definition draws.
+    #[must_use]
+    pub fn of(spec: &PipelineSpec) -> Self {
+        let dead = spec.steps.iter().filter_map(|step| match &step.on_error {
+            ErrorPolicy::DeadLetter(topic) => Some(topic.clone()),
+            ErrorPolicy::Stop | ErrorPolicy::Skip => None,
+        });
+        let to = spec
+            .outputs
+            .iter()
+            .map(|(_, topic)| topic.clone())
+            .chain(dead)
+            .collect();
+        Self {
+            from: spec.input.clone(),
+            to,
+        }
+    }
+}
+
+/// The topics through which a record of `new` would come back to its input, by way of `others`;
+/// `None` if it never would. Such records would go round for ever.
+#[must_use]
+pub fn loop_through(new: &Edge, others: &[Edge]) -> Option<Vec<TopicName>> {
+    let mut seen: Vec<TopicName> = Vec::new();
+    let mut ways: Vec<Vec<TopicName>> = new.to.iter().map(|topic| vec![topic.clone()]).collect();
+    while let Some(way) = ways.pop() {
+        let Some(last) = way.last() else { continue };
+        if *last == new.from {
+            return Some(way);
+        }
+        if seen.contains(last) {
+            continue;
+        }
+        seen.push(last.clone());
+        for next in others
+            .iter()
+            .filter(|edge| edge.from == *last)
+            .flat_map(|edge| &edge.to)
+        {
+            ways.push(way.iter().chain([next]).cloned().collect());
+        }
+    }
+    None
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a panic is a test's way to fail")]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    fn edge(from: &str, to: &[&str]) -> Edge {
+        let topic = |name: &str| -> TopicName { format!("acme/{name}").parse().unwrap() };
+        Edge {
+            from: topic(from),
+            to: to.iter().map(|name| topic(name)).collect(),
+        }
+    }
+
+    #[test]
+    fn records_that_would_come_back_are_found_out() {
+        let others = [
+            edge("b", &["c", "d"]),
+            edge("d", &["e"]),
+            edge("e", &["d", "x"]),
+        ];
+        assert_eq!(loop_through(&edge("a", &["b", "c"]), &others), None);
+        let way = loop_through(&edge("x", &["b"]), &others).unwrap();
+        let way: Vec<&str> = way.iter().map(|topic| topic.local()).collect();
+        assert_eq!(way, ["b", "d", "e", "x"]);
+        assert!(loop_through(&edge("a", &["a"]), &[]).is_some());
+    }
 
     fn chain(kinds: &str) -> Vec<(PluginName, PluginKind)> {
         let kind = |c| match c {

@@ -21,6 +21,7 @@ use std::ops::Bound;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
+use millstream_core::pipeline::{Edge, loop_through};
 use millstream_proto::acl::{Operation, ResourceKind};
 use millstream_proto::limits::MAX_PAGE;
 use millstream_proto::pipeline::{PipelineInfo, PipelineProgress, PipelineSpec, PipelineState};
@@ -214,6 +215,7 @@ impl Pipelines {
         self.try_out(&parts).await?;
         let _turn = self.shared.turn.lock().await;
         let name = spec.name.clone();
+        self.check_loops(&spec)?;
         let before = self.all().get(&name).cloned();
         let (id, state, progress) = match &before {
             Some(Entry { row, progress, .. }) => {
@@ -245,6 +247,36 @@ impl Pipelines {
         drop(_turn);
         tracing::info!(pipeline = %name, by = %who, "applied");
         Ok(self.info(&self.entry(&name)?))
+    }
+
+    /// Whether records would come back to the pipeline's input through others.
+    fn check_loops(&self, spec: &PipelineSpec) -> Result<(), WireError> {
+        let others: Vec<Edge> = self
+            .all()
+            .iter()
+            .filter(|(name, _)| **name != spec.name)
+            .map(|(_, entry)| Edge::of(&entry.row.spec))
+            .collect();
+        let Some(way) = loop_through(&Edge::of(spec), &others) else {
+            return Ok(());
+        };
+        let own = way
+            .iter()
+            .all(|topic| topic.tenant_str() == spec.name.tenant_str());
+        // What other tenants' pipelines do is not for this one to know.
+        let through = if own {
+            way.iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join(" -> ")
+        } else {
+            "other pipelines".to_owned()
+        };
+        let text = format!(
+            "records of pipeline {} would come back to its input {} by way of {through}, for ever",
+            spec.name, spec.input
+        );
+        Err(WireError::new(ErrorCode::InvalidPipeline, text))
     }
 
     fn next_id(&self) -> Result<u32, WireError> {
