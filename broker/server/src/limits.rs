@@ -3,6 +3,8 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
+
 use millstream_proto::limits::{MAX_MESSAGE_BYTES, MAX_PAGE, MAX_PARTITIONS};
 
 // Data plane.
@@ -21,6 +23,9 @@ pub const CHAIN_DEPTH: usize = 16;
 pub const CHAIN_BYTES: usize = 4 << 20;
 /// Compressed batches of producers that are unpacked at the same time, to look into them.
 pub const UNPACKED_BATCHES: usize = 2;
+/// Bytes appended to a partition until its row is written again: what has to be looked through
+/// when the broker starts.
+pub const COUNT_EVERY_BYTES: u64 = 1 << 20;
 /// Bytes read from the store in one go for a reader that lags.
 pub const READ_CHUNK_BYTES: usize = 1 << 20;
 /// Bytes of one write to a subscription's stream.
@@ -66,6 +71,13 @@ pub const SEND_WINDOW: u64 = 16 << 20;
 pub const SOCKET_BUFFER_BYTES: usize = 4 << 20;
 /// Time that open streams get to finish when the broker shuts down.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// Frames up to this many bytes are received without asking for room.
+pub const FREE_FRAME_BYTES: usize = 128 << 10;
+/// Bytes of larger frames that are being received, over all streams of the process; further
+/// ones are not read until there is room.
+pub const INBOUND_BYTES: usize = 256 << 20;
+/// Time in which a frame that asked for room must be there.
+pub const FRAME_TIMEOUT: Duration = Duration::from_secs(60);
 /// Bytes of one write of answers on a control or producer stream.
 pub const ANSWER_BYTES: usize = 64 << 10;
 
@@ -164,3 +176,5 @@ pub const PLUGIN_RETRY_AFTER_MS: u32 = 100;
 
 const _: () = assert!(PIPELINE_MERGE_BYTES <= PIPELINE_READ_BYTES);
 const _: () = assert!(MAX_MADE_BYTES < u32::MAX as usize / 2);
+const _: () = assert!(INBOUND_BYTES >= 8 * millstream_proto::limits::MAX_FRAME_BYTES);
+const _: () = assert!(INBOUND_BYTES <= Semaphore::MAX_PERMITS);

@@ -10,6 +10,10 @@ use millstream_proto::limits::{MAX_FRAME_BYTES, MAX_MESSAGE_BYTES};
 use millstream_proto::{ErrorCode, WireError};
 use quinn::{ReadError, RecvStream, SendStream, WriteError};
 use serde::Serialize;
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::{Instant, timeout_at};
+
+use crate::limits::{FRAME_TIMEOUT, FREE_FRAME_BYTES, INBOUND_BYTES};
 
 /// Tag of an error that concerns the whole stream.
 pub(crate) const STREAM_TAG: u64 = u64::MAX;
@@ -26,6 +30,9 @@ pub(crate) enum ReadFrameError {
     /// The peer sent something that is not a frame.
     #[error("{0}")]
     Bad(#[from] FrameError),
+    /// A large frame took too long.
+    #[error("a frame of {0} bytes was not there within {FRAME_TIMEOUT:?}; send smaller batches")]
+    TooSlow(usize),
     /// The stream ended within a frame.
     #[error("the stream ended in the middle of a frame")]
     CutOff,
@@ -37,6 +44,9 @@ impl ReadFrameError {
         match self {
             ReadFrameError::Gone(_) => None,
             ReadFrameError::Bad(e) => Some(e.clone().into()),
+            ReadFrameError::TooSlow(_) => {
+                Some(WireError::new(ErrorCode::Overloaded, self.to_string()))
+            }
             ReadFrameError::CutOff => Some(WireError::new(ErrorCode::Malformed, self.to_string())),
         }
     }
@@ -49,7 +59,12 @@ pub(crate) struct FrameReader {
     /// Where in `pieces` those are that wait.
     waiting: Range<usize>,
     assembler: Assembler,
+    /// Held while a large frame is being received, and until when that may take.
+    room: Option<(SemaphorePermit<'static>, Instant)>,
 }
+
+/// Bounds what half-received frames hold, whoever sends them and on however many streams.
+static INBOUND: Semaphore = Semaphore::const_new(INBOUND_BYTES);
 
 impl FrameReader {
     /// Takes messages only: nobody may send a batch before he was let in as a producer, and what
@@ -62,6 +77,7 @@ impl FrameReader {
             pieces: [const { Bytes::new() }; PIECES],
             waiting: 0..0,
             assembler,
+            room: None,
         }
     }
 
@@ -76,12 +92,36 @@ impl FrameReader {
             if let Some(frame) = self.buffered()? {
                 return Ok(Some(frame));
             }
-            match self.stream.read_chunks(&mut self.pieces).await? {
+            match self.pieces().await? {
                 Some(n) => self.waiting = 0..n,
                 None if self.assembler.is_midway() => return Err(ReadFrameError::CutOff),
                 None => return Ok(None),
             }
         }
+    }
+
+    /// More pieces from the stream, once there is room for the frame they belong to.
+    async fn pieces(&mut self) -> Result<Option<usize>, ReadFrameError> {
+        let large = self
+            .assembler
+            .claimed()
+            .filter(|len| *len > FREE_FRAME_BYTES);
+        let Some(len) = large else {
+            return Ok(self.stream.read_chunks(&mut self.pieces).await?);
+        };
+        let until = match &self.room {
+            Some((_, until)) => *until,
+            None => {
+                // A frame's length is bounded far below what the semaphore counts to, and the
+                // semaphore is never closed.
+                let room = INBOUND.acquire_many(len as u32).await;
+                let until = Instant::now() + FRAME_TIMEOUT;
+                self.room = room.ok().map(|room| (room, until));
+                until
+            }
+        };
+        let read = timeout_at(until, self.stream.read_chunks(&mut self.pieces)).await;
+        Ok(read.map_err(|_| ReadFrameError::TooSlow(len))??)
     }
 
     /// The next frame among the pieces that wait.
@@ -95,6 +135,7 @@ impl FrameReader {
                 self.waiting.start += 1;
             }
             if frame.is_some() {
+                self.room = None;
                 return Ok(frame);
             }
         }

@@ -7,7 +7,7 @@
 //! | kind | space | key | value |
 //! |---|---|---|---|
 //! | [`record`] | `Records` | topic, partition, base offset | a record batch, as it is |
-//! | [`partition`] | `Partitions` | topic, partition | log start, bytes |
+//! | [`partition`] | `Partitions` | topic, partition | log start, bytes, up to where they were counted |
 //! | [`producer`] | `Producers` | topic, producer id | epoch, last sequence, when and where that was |
 //! | [`offset`] | `Offsets` | topic, partition, consumer name | offset, metadata |
 //!

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use futures_core::Stream;
 use futures_util::StreamExt;
-use futures_util::stream::{self as streams, BoxStream, SelectAll};
+use futures_util::stream::{self as streams, BoxStream};
 use millstream_proto::frame::{DeliverPrefix, Frame, FrameKind};
 use millstream_proto::message::{OpenSubscription, StreamOpen, SubscriptionOpened};
 use millstream_proto::pipeline::PluginUse;
@@ -24,7 +24,7 @@ use millstream_proto::{
 use quinn::SendStream;
 use tokio::time::Instant;
 
-use self::position::{Group, Positions};
+use self::position::Positions;
 use crate::ambient::random_u64;
 use crate::connect::{Client, Link};
 use crate::error::ConsumeError;
@@ -153,7 +153,7 @@ impl ConsumerBuilder {
             client,
             wish,
             positions: Positions::default(),
-            subscriptions: SelectAll::new(),
+            subscription: None,
             live: false,
             rest: None,
             attempts,
@@ -189,7 +189,7 @@ pub struct Consumer {
     client: Client,
     wish: Wish,
     positions: Positions,
-    subscriptions: SelectAll<Subscription>,
+    subscription: Option<Subscription>,
     /// Subscriptions are open for everything that is not finished.
     live: bool,
     rest: Option<Rest>,
@@ -328,10 +328,10 @@ impl Consumer {
                 return Some(Err(e));
             }
             let next = match self.commit_at() {
-                None => Some(self.subscriptions.next().await),
+                None => Some(next(&mut self.subscription).await),
                 // Not left to the timeout: it would not be heeded while there is always more.
                 Some(at) if at <= Instant::now() => None,
-                Some(at) => tokio::time::timeout_at(at, self.subscriptions.next())
+                Some(at) => tokio::time::timeout_at(at, next(&mut self.subscription))
                     .await
                     .ok(),
             };
@@ -391,6 +391,10 @@ impl Consumer {
                 })?,
             ),
         };
+        if self.wish.partitions.is_empty() {
+            // One that was added since; known ones keep their place.
+            self.positions.begin(partition, Offset(0));
+        }
         let reaches = |from| batch.as_ref().is_some_and(|batch| batch.reaches(from));
         let Some(from) = self.positions.receive(partition, next, reaches) else {
             return Ok(None);
@@ -426,38 +430,30 @@ impl Consumer {
     }
 
     async fn open(&mut self, link: &Link) -> Result<(), StreamError> {
-        self.subscriptions.clear();
-        let mut groups: Vec<Option<Group>> = if self.positions.is_empty() {
-            vec![None]
-        } else {
-            self.positions.resume().into_iter().map(Some).collect()
+        self.subscription = None;
+        let open = match self.positions.is_empty() {
+            true => self.wish.first(),
+            false => match self.wish.again(self.positions.resume()) {
+                Some(open) => open,
+                // Everything that was asked for has come.
+                None => return Ok(()),
+            },
         };
-        while let Some(group) = groups.pop() {
-            let open = StreamOpen::Subscription(self.wish.subscription(group.clone()));
-            let opened = stream::open(&link.connection, &open).await;
-            if let Err(StreamError::Refused(wire)) = &opened
-                && wire.code == ErrorCode::OffsetOutOfRange
-                && let Some(halves) = group.and_then(|group| self.positions.split(&group))
-            {
-                // Retention has passed the lowest offset in some of them only.
-                groups.extend(halves.map(Some));
-                continue;
-            }
-            let (send, reader, frame) = opened?;
-            let opened: SubscriptionOpened = stream::decode(&frame)?;
-            for (partition, start) in &opened.positions {
-                self.positions.begin(*partition, *start);
-            }
-            let partitions = opened.positions.into_iter().map(|(p, _)| p).collect();
-            self.subscriptions.push(events(send, reader, partitions));
+        let opened = stream::open(&link.connection, &StreamOpen::Subscription(open)).await;
+        let (send, reader, frame) = opened?;
+        let opened: SubscriptionOpened = stream::decode(&frame)?;
+        for (partition, start) in &opened.positions {
+            self.positions.begin(*partition, *start);
         }
+        let partitions = opened.positions.into_iter().map(|(p, _)| p).collect();
+        self.subscription = Some(events(send, reader, partitions));
         Ok(())
     }
 
     /// A stream broke: decides whether to open anew, and when.
     fn broken(&mut self, error: StreamError) -> Result<(), ConsumeError> {
         self.live = false;
-        self.subscriptions.clear();
+        self.subscription = None;
         let topic = || self.wish.topic.clone();
         let wire = match error {
             StreamError::Protocol(why) => {
@@ -491,22 +487,44 @@ impl Consumer {
 }
 
 impl Wish {
-    /// The first subscription, or one that takes up the thread.
-    fn subscription(&self, group: Option<Group>) -> OpenSubscription {
-        let (partitions, start, consumer) = match group {
-            None => (self.partitions.clone(), self.start, self.consumer.clone()),
-            // Not by name: what is committed lies behind what was received.
-            Some((partitions, next)) => (partitions, StartAt::Offset(next), None),
-        };
+    /// The subscription as it was wished for.
+    fn first(&self) -> OpenSubscription {
         OpenSubscription {
             topic: self.topic.clone(),
-            partitions,
-            start,
-            consumer,
+            partitions: self.partitions.clone(),
+            positions: Vec::new(),
+            start: self.start,
+            consumer: self.consumer.clone(),
             until_end: self.until_end,
             chain: self.chain.clone(),
         }
     }
+
+    /// One that takes up the thread; `None` when there is nothing left to read.
+    fn again(&self, positions: Vec<(PartitionId, Offset)>) -> Option<OpenSubscription> {
+        if positions.is_empty() {
+            return None;
+        }
+        let partitions = match self.partitions.is_empty() && !self.until_end {
+            true => Vec::new(),
+            false => positions.iter().map(|(partition, _)| *partition).collect(),
+        };
+        // Partitions that were added while the connection was lost are read from their first
+        // record. Not by name: what is committed lies behind what was received.
+        let start = StartAt::Earliest;
+        Some(OpenSubscription {
+            partitions,
+            positions,
+            start,
+            consumer: None,
+            ..self.first()
+        })
+    }
+}
+
+/// What comes next; `None` when there is no stream or it has ended in good order.
+async fn next(subscription: &mut Option<Subscription>) -> Option<<Subscription as Stream>::Item> {
+    subscription.as_mut()?.next().await
 }
 
 /// The frames of one subscription. Dropping it tells the broker to stop.

@@ -42,6 +42,8 @@ const DEFAULT_IN_FLIGHT: usize = 16;
 pub const MAX_IN_FLIGHT: usize = 256;
 /// Smallest batch size that can be asked for, in bytes.
 const MIN_BATCH_BYTES: usize = 256;
+/// What a page of the broker's store needs beside a batch, and some more, in bytes.
+const PAGE_ROOM: usize = 256;
 /// Records that one call adds before it lets others at the producer.
 const RECORDS_AT_ONCE: usize = 1024;
 /// Batches that one call completes before it lets the writer at them: a part of
@@ -100,7 +102,13 @@ impl ProducerBuilder {
 
     /// Size at which a batch is full, in bytes before compression; 256 bytes to
     /// 16 MiB. Default: just under 64 KiB.
+    ///
+    /// The broker's store gives a large batch a page of the next power of two. A
+    /// power of two from 4 KiB up therefore means a little less: exactly as much
+    /// would take up twice the room.
     pub fn batch_bytes(mut self, bytes: usize) -> Self {
+        let page = bytes.is_power_of_two() && bytes >= 4096;
+        let bytes = if page { bytes - PAGE_ROOM } else { bytes };
         self.batch_bytes = bytes.clamp(MIN_BATCH_BYTES, MAX_BATCH_BYTES);
         self
     }

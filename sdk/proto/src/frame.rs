@@ -307,6 +307,15 @@ impl Assembler {
         Ok(Some(frame))
     }
 
+    /// The length that a frame claims whose header is there and whose payload is not.
+    #[must_use]
+    pub fn claimed(&self) -> Option<usize> {
+        match &self.state {
+            State::Payload { len, .. } => Some(*len),
+            State::Header { .. } => None,
+        }
+    }
+
     /// Whether a frame has begun and is not whole: the end of the stream here is an error.
     #[must_use]
     pub fn is_midway(&self) -> bool {
@@ -506,6 +515,7 @@ mod tests {
         };
         assert!(bytes.capacity() <= FIRST_RESERVE);
         assert!(assembler.is_midway());
+        assert_eq!(assembler.claimed(), Some(MAX_FRAME_BYTES));
     }
 
     #[test]

@@ -79,8 +79,12 @@ pub struct Ack {
 pub struct OpenSubscription {
     /// What to read.
     pub topic: TopicName,
-    /// Which partitions; empty means all.
+    /// Which partitions; empty means all, those too that are added later. They
+    /// begin with their first record.
     pub partitions: Vec<PartitionId>,
+    /// Where to begin in these partitions, whatever `start` and `consumer` say:
+    /// how a consumer takes up the thread.
+    pub positions: Vec<(PartitionId, Offset)>,
     /// Where to begin in partitions without a committed offset.
     pub start: StartAt,
     /// Begin at this consumer's committed offsets where there are some.

@@ -130,8 +130,7 @@ pub fn submit<T: Send + 'static>(
         let at = locks.binary_search_by_key(&(topic, partition), |(place, _)| *place);
         let applied = &mut locks[at.expect("every append's partition was locked above")].1;
         let (base, count) = (applied.next, append.batch.count());
-        applied.next += u64::from(count);
-        applied.bytes += append.batch.bytes().len() as u64;
+        applied.append(count, append.batch.bytes().len());
         let key = RecordKey {
             topic,
             partition: partition.0,
@@ -144,12 +143,14 @@ pub fn submit<T: Send + 'static>(
             count,
         });
     }
-    for ((topic, partition), applied) in &locks {
-        let key = PartitionKey {
-            topic: *topic,
-            partition: partition.0,
-        };
-        rows.put(Space::Partitions, key.encode(), applied.row().encode());
+    for ((topic, partition), applied) in &mut locks {
+        if let Some(row) = applied.row_if_due() {
+            let key = PartitionKey {
+                topic: *topic,
+                partition: partition.0,
+            };
+            rows.put(Space::Partitions, key.encode(), row.encode());
+        }
     }
     let decided = decide(&placements, &mut rows);
     let targets = appends.clone();

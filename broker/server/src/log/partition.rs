@@ -8,6 +8,7 @@ use millstream_store::Store;
 use millstream_store::key::partition::PartitionRow;
 
 use super::tail::{Tail, TailBudget};
+use crate::limits::COUNT_EVERY_BYTES;
 
 /// A batch with the offset at which it is stored. The batch's own header says 0:
 /// at rest the base offset lives in the key.
@@ -54,13 +55,30 @@ pub(super) struct Applied {
     pub(super) start: u64,
     /// Bytes of the batches kept.
     pub(super) bytes: u64,
+    /// Bytes appended since the partition's row was written.
+    pub(super) uncounted: u64,
 }
 
 impl Applied {
-    pub(super) fn row(self) -> PartitionRow {
+    /// A batch is appended.
+    pub(super) fn append(&mut self, count: u32, bytes: usize) {
+        self.next += u64::from(count);
+        self.bytes += bytes as u64;
+        self.uncounted += bytes as u64;
+    }
+
+    /// The row, if it is time to write it again.
+    pub(super) fn row_if_due(&mut self) -> Option<PartitionRow> {
+        (self.uncounted >= COUNT_EVERY_BYTES).then(|| self.row())
+    }
+
+    /// The row as it has to be written now.
+    pub(super) fn row(&mut self) -> PartitionRow {
+        self.uncounted = 0;
         PartitionRow {
             log_start: self.start,
             bytes: self.bytes,
+            counted_to: self.next,
         }
     }
 }

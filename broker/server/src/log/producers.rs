@@ -9,7 +9,10 @@ use millstream_proto::message::Placement;
 use millstream_proto::{ErrorCode, Offset, PartitionId, ProducerEpoch, ProducerId, Sequence};
 use millstream_store::key::RowError;
 use millstream_store::key::producer::{self, Outcome, ProducerKey, ProducerRow};
-use millstream_store::{Direction, Key, ReadError, ScanLimit, Space, Store, WriteBatch};
+use millstream_store::{
+    CommitError, Direction, Key, ReadError, Row, ScanLimit, Space, Store, WriteBatch,
+};
+use tokio::sync::oneshot;
 
 use super::read::ReadFault;
 use super::retention::RetainError;
@@ -29,6 +32,9 @@ pub enum ProducerRefused {
     #[error("the row of producer {0} is damaged: {1}")]
     Row(ProducerId, RowError),
 }
+
+/// Bytes charged for the removal of one row beside its key.
+const ROW_BYTES: usize = 128;
 
 type Shared = Arc<Mutex<ProducerState>>;
 
@@ -242,9 +248,8 @@ pub async fn expire_producers(topic: &Arc<Topic>, now_ms: i64) -> Result<usize, 
         let page = tokio::task::spawn_blocking(page)
             .await
             .unwrap_or(Err(ReadFault::Closing))?;
-        expired += page.idle;
-        if page.idle > 0 {
-            topic.store().commit(page.rows).await?;
+        if !page.idle.is_empty() {
+            expired += forget(topic, page.idle).await?;
         }
         match page.next {
             Some(next) => from = next,
@@ -253,41 +258,52 @@ pub async fn expire_producers(topic: &Arc<Topic>, now_ms: i64) -> Result<usize, 
     }
 }
 
-/// Some producers' rows: how to remove those that are idle, and where to go on.
+/// Some producers' rows that are idle, and where to go on.
 struct IdlePage {
-    rows: WriteBatch,
-    idle: usize,
+    idle: Vec<(ProducerId, Key)>,
     next: Option<Key>,
 }
 
 fn idle_page(topic: &Topic, range: Range<&Key>, now_ms: i64) -> Result<IdlePage, ReadFault> {
     let snapshot = topic.store().snapshot()?;
-    let (range, limit) = (
-        &range.start[..]..&range.end[..],
-        ScanLimit::rows(PRODUCER_PAGE),
-    );
+    let range = &range.start[..]..&range.end[..];
+    let limit = ScanLimit::rows(PRODUCER_PAGE);
     let page = snapshot.scan(Space::Producers, range, Direction::Forward, limit)?;
     let oldest = u64::try_from(now_ms)
         .unwrap_or(0)
         .saturating_sub(PRODUCER_EXPIRY.as_millis() as u64);
-    let mut out = IdlePage {
-        rows: WriteBatch::new(),
-        idle: 0,
-        next: None,
+    // Behind the last key and before any other.
+    let last = page.rows.last().filter(|_| page.more);
+    let next = last.map(|row| row.key.clone().push_bytes(&[0]));
+    let idle = |row: Row| {
+        let id = ProducerKey::decode(&row.key).ok()?.producer;
+        let idle = ProducerRow::decode(&row.value).ok()?.stored_ms < oldest;
+        idle.then_some((ProducerId(id), row.key))
     };
-    if page.more {
-        // Behind the last key and before any other.
-        out.next = page.rows.last().map(|row| row.key.clone().push_bytes(&[0]));
-    }
-    for row in page.rows {
-        let in_use = ProducerKey::decode(&row.key).is_ok_and(|key| {
-            locked(&topic.producers.known).contains_key(&ProducerId(key.producer))
-        });
-        let idle = ProducerRow::decode(&row.value).is_ok_and(|r| r.stored_ms < oldest);
-        if idle && !in_use {
-            out.rows.delete(Space::Producers, row.key);
-            out.idle += 1;
+    Ok(IdlePage {
+        idle: page.rows.into_iter().filter_map(idle).collect(),
+        next,
+    })
+}
+
+/// Removes the rows of those who have not come back in the meantime. Submitted
+/// under the lock behind which they come back, so what they store is behind it too.
+async fn forget(topic: &Arc<Topic>, idle: Vec<(ProducerId, Key)>) -> Result<usize, RetainError> {
+    let room: usize = idle.iter().map(|(_, key)| key.len() + ROW_BYTES).sum();
+    let permit = topic.store().reserve(room).await?;
+    let (sender, receiver) = oneshot::channel();
+    let mut rows = WriteBatch::new();
+    let mut forgotten = 0;
+    {
+        let known = locked(&topic.producers.known);
+        for (_, key) in idle.into_iter().filter(|(id, _)| !known.contains_key(id)) {
+            rows.delete(Space::Producers, key);
+            forgotten += 1;
         }
+        // Whoever waits may have gone; the rows are removed all the same.
+        let done = move |result: Result<_, CommitError>| drop(sender.send(result.map(drop)));
+        topic.store().submit(permit, rows, Box::new(done));
     }
-    Ok(out)
+    receiver.await.unwrap_or(Err(CommitError::Closed))?;
+    Ok(forgotten)
 }

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use millstream_proto::topic::TopicConfig;
-use millstream_proto::{Batch, PartitionId, TopicName};
+use millstream_proto::{BatchHeader, PartitionId, TopicName};
 use millstream_store::key::partition::{PartitionKey, PartitionRow};
 use millstream_store::key::record::{self, RecordKey};
 use millstream_store::{Direction, ReadError, ScanLimit, Snapshot, Space, Store};
@@ -14,6 +14,7 @@ use super::partition::{Applied, Partition};
 use super::producers::Producers;
 use super::tail::TailBudget;
 use crate::guests::TopicChain;
+use crate::limits::READ_CHUNK_BYTES;
 
 /// What can be replaced while streams are open. Readers take the `Arc` and let go.
 struct Current {
@@ -127,6 +128,7 @@ impl Topic {
                 next: 0,
                 start: 0,
                 bytes: 0,
+                uncounted: 0,
             };
             let add = |p| {
                 let (store, tails) = (Arc::clone(&self.store), self.tails.clone());
@@ -197,36 +199,46 @@ impl Topic {
     }
 }
 
-/// Finds a partition's first and next offset.
+/// Finds a partition's first and next offset, and how large it is.
 fn recover(snapshot: &dyn Snapshot, topic: u32, partition: u32) -> Result<Applied, ReadError> {
     let key = PartitionKey { topic, partition }.encode();
     let row = match snapshot.get(Space::Partitions, &key)? {
         Some(bytes) => {
             PartitionRow::decode(&bytes).map_err(|e| corrupt(Space::Partitions, &key, &e))?
         }
-        None => PartitionRow {
-            log_start: 0,
-            bytes: 0,
-        },
+        None => PartitionRow::default(),
     };
-    let range = record::range_all(topic, partition);
-    let range = &range.start[..]..&range.end[..];
-    let page = snapshot.scan(Space::Records, range, Direction::Backward, ScanLimit::ONE)?;
-    let next = match page.rows.into_iter().next() {
-        None => row.log_start,
-        Some(last) => {
-            let at =
-                RecordKey::decode(&last.key).map_err(|e| corrupt(Space::Records, &last.key, &e))?;
-            let batch =
-                Batch::check(last.value).map_err(|e| corrupt(Space::Records, &last.key, &e))?;
-            at.base_offset + u64::from(batch.count())
-        }
-    };
-    Ok(Applied {
-        next,
+    let mut at = Applied {
+        next: row.counted_to.max(row.log_start),
         start: row.log_start,
         bytes: row.bytes,
-    })
+        uncounted: 0,
+    };
+    let end = record::range_all(topic, partition).end;
+    loop {
+        let from = RecordKey {
+            topic,
+            partition,
+            base_offset: at.next,
+        }
+        .encode();
+        let limit = ScanLimit::bytes(READ_CHUNK_BYTES);
+        let range = &from[..]..&end[..];
+        let page = snapshot.scan(Space::Records, range, Direction::Forward, limit)?;
+        for row in &page.rows {
+            let found =
+                RecordKey::decode(&row.key).map_err(|e| corrupt(Space::Records, &row.key, &e))?;
+            // The store vouches for the header; what is behind it matters to readers only, who
+            // hear of damage when they come there.
+            let header = BatchHeader::decode(&row.value)
+                .map_err(|e| corrupt(Space::Records, &row.key, &e))?;
+            at.next = found.base_offset;
+            at.append(header.count, row.value.len());
+        }
+        if !page.more {
+            return Ok(at);
+        }
+    }
 }
 
 /// A row that the store vouches for and that makes no sense all the same.

@@ -155,6 +155,8 @@ struct Cursor {
 struct Subscription {
     topic: Arc<Topic>,
     cursors: Vec<Cursor>,
+    /// Whether partitions that are added belong to it.
+    grows: bool,
     chain: Option<SubscriptionChain>,
 }
 
@@ -172,24 +174,17 @@ async fn begin(
     for partition in chosen(&topic, &open.partitions)? {
         let next = position(&topic, &partition, &open).await?;
         let stop = open.until_end.then(|| partition.end());
-        let _follow = partition.follow();
-        cursors.push(Cursor {
-            partition,
-            _follow,
-            next,
-            stop,
-            ahead: None,
-        });
+        cursors.push(Cursor::new(partition, next, stop));
     }
     let positions = cursors.iter().map(|c| (c.partition.id(), c.next)).collect();
-    Ok((
-        Subscription {
-            topic,
-            cursors,
-            chain,
-        },
-        SubscriptionOpened { positions },
-    ))
+    let grows = open.partitions.is_empty() && !open.until_end;
+    let subscription = Subscription {
+        topic,
+        cursors,
+        grows,
+        chain,
+    };
+    Ok((subscription, SubscriptionOpened { positions }))
 }
 
 async fn attach(
@@ -226,14 +221,17 @@ fn chosen(topic: &Topic, wanted: &[PartitionId]) -> Result<Vec<Arc<Partition>>, 
     wanted.into_iter().map(find).collect()
 }
 
-/// The consumer's committed offset if there is one that can still be read, else
-/// where the subscription says.
+/// Where the subscription says for this partition, else the consumer's committed
+/// offset if there is one that can still be read, else where it says for all.
 async fn position(
     topic: &Topic,
     partition: &Arc<Partition>,
     open: &OpenSubscription,
 ) -> Result<Offset, WireError> {
     let fault = |e: ReadFault| e.to_wire(topic.name());
+    if let Some((_, at)) = open.positions.iter().find(|(id, _)| *id == partition.id()) {
+        return seek(partition, StartAt::Offset(*at)).await.map_err(fault);
+    }
     if let Some(consumer) = &open.consumer {
         let key = OffsetKey {
             topic: topic.id(),
@@ -275,6 +273,17 @@ async fn committed(
 }
 
 impl Cursor {
+    fn new(partition: Arc<Partition>, next: Offset, stop: Option<Offset>) -> Self {
+        let _follow = partition.follow();
+        Self {
+            partition,
+            _follow,
+            next,
+            stop,
+            ahead: None,
+        }
+    }
+
     fn is_done(&self) -> bool {
         self.stop.is_some_and(|stop| self.next >= stop)
     }
@@ -323,6 +332,7 @@ impl Subscription {
                 let text = format!("topic {} was deleted", self.topic.name());
                 return End::Error(WireError::new(ErrorCode::TopicDeleted, text));
             }
+            self.grow();
             let mut any = false;
             for at in 0..self.cursors.len() {
                 if let Some(end) = interrupt.as_mut().now_or_never() {
@@ -359,6 +369,18 @@ impl Subscription {
                     end = interrupt.as_mut() => return end,
                 }
             }
+        }
+    }
+
+    /// Takes in partitions that were added. Nothing was written to them before.
+    fn grow(&mut self) {
+        if !self.grows {
+            return;
+        }
+        let partitions = self.topic.partitions();
+        for added in partitions.iter().skip(self.cursors.len()) {
+            self.cursors
+                .push(Cursor::new(Arc::clone(added), added.start(), None));
         }
     }
 

@@ -54,18 +54,22 @@ pub fn range_topic(topic: u32) -> Range<Key> {
 pub struct PartitionRow {
     /// The first offset that may still be read.
     pub log_start: u64,
-    /// Bytes of the record batches it holds.
+    /// Bytes of the record batches between the log's start and `counted_to`.
     pub bytes: u64,
+    /// Where counting stopped when the row was written. It is not written with every batch, which
+    /// would make every commit touch one more table; what is behind it is counted on opening.
+    pub counted_to: u64,
 }
 
 impl PartitionRow {
     /// The row's bytes.
     #[must_use]
     pub fn encode(self) -> Bytes {
-        let mut row = BytesMut::with_capacity(17);
+        let mut row = BytesMut::with_capacity(25);
         row.put_u8(VERSION);
         row.put_u64(self.log_start);
         row.put_u64(self.bytes);
+        row.put_u64(self.counted_to);
         row.freeze()
     }
 
@@ -79,6 +83,7 @@ impl PartitionRow {
         let row = Self {
             log_start: fields.u64()?,
             bytes: fields.u64()?,
+            counted_to: fields.u64()?,
         };
         fields.end()?;
         Ok(row)
@@ -105,8 +110,8 @@ mod tests {
         }
 
         #[test]
-        fn rows_round_trip(log_start: u64, bytes: u64) {
-            let row = PartitionRow { log_start, bytes };
+        fn rows_round_trip(log_start: u64, bytes: u64, counted_to: u64) {
+            let row = PartitionRow { log_start, bytes, counted_to };
             prop_assert_eq!(PartitionRow::decode(&row.encode()), Ok(row));
         }
 
@@ -134,7 +139,7 @@ mod tests {
             PartitionRow::decode(&row),
             Err(RowError::Length {
                 kind: KIND,
-                len: 18
+                len: 26
             })
         );
     }

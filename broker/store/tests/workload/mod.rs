@@ -84,6 +84,7 @@ pub(crate) fn fill(batch: &mut WriteBatch, number: u64) {
     let row = PartitionRow {
         log_start: number,
         bytes: number * 2,
+        ..PartitionRow::default()
     };
     batch.put(Space::Partitions, partition.encode(), row.encode());
     batch.put(Space::Meta, COUNTER, number.to_be_bytes().to_vec());
@@ -135,6 +136,7 @@ impl State {
             let row = PartitionRow {
                 log_start: number,
                 bytes: number * 2,
+                ..PartitionRow::default()
             };
             rows.insert(
                 (Space::Records, key.encode().to_vec()),

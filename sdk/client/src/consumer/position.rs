@@ -6,11 +6,6 @@ use std::collections::BTreeMap;
 
 use millstream_proto::{Offset, PartitionId};
 
-/// Most subscription streams that one consumer opens when it resumes. A
-/// subscription begins all its partitions at one offset, and the broker bounds
-/// the streams of a connection.
-const MAX_RESUME_STREAMS: usize = 32;
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Position {
     /// The next offset to receive.
@@ -28,9 +23,6 @@ struct Position {
 pub(crate) struct Positions {
     by_partition: BTreeMap<PartitionId, Position>,
 }
-
-/// One stream to open: partitions and the offset they begin at.
-pub(crate) type Group = (Vec<PartitionId>, Offset);
 
 impl Positions {
     /// A partition begins at `start`; one that is known keeps its place.
@@ -107,58 +99,16 @@ impl Positions {
         }
     }
 
-    /// The streams to open after a lost connection. Partitions that stand at the
-    /// same offset share one; where there would be too many streams, neighbours
-    /// share one that begins at the lowest, and [`Positions::receive`] leaves out
-    /// what comes twice.
-    pub(crate) fn resume(&self) -> Vec<Group> {
-        let mut open: Vec<(Offset, PartitionId)> = self
-            .by_partition
-            .iter()
-            .filter(|(_, at)| !at.finished)
-            .map(|(p, at)| (at.next, *p))
-            .collect();
-        open.sort_unstable();
-        let mut groups: Vec<Group> = Vec::new();
-        for (next, partition) in &open {
-            match groups.last_mut() {
-                Some((partitions, start)) if start == next => partitions.push(*partition),
-                _ => groups.push((vec![*partition], *next)),
-            }
-        }
-        if groups.len() <= MAX_RESUME_STREAMS {
-            return groups;
-        }
-        let share = open.len().div_ceil(MAX_RESUME_STREAMS);
-        let merge = |chunk: &[(Offset, PartitionId)]| {
-            let partitions = chunk.iter().map(|(_, p)| *p).collect();
-            (partitions, chunk[0].0)
-        };
-        open.chunks(share).map(merge).collect()
-    }
-
-    /// Two streams instead of one that the broker refuses because some of its
-    /// partitions do not reach back to the offset it begins at any more; `None`
-    /// when all of them stand there.
-    pub(crate) fn split(&self, (partitions, start): &Group) -> Option<[Group; 2]> {
-        let next = |p: &PartitionId| self.by_partition.get(p).map_or(*start, |at| at.next);
-        // Ascending, as `resume` made them.
-        let same = partitions.iter().take_while(|p| next(p) == *start).count();
-        let at = same.max(partitions.len() / 2);
-        let second = partitions.get(at)?;
-        let groups = [
-            (partitions[..at].to_vec(), *start),
-            (partitions[at..].to_vec(), next(second)),
-        ];
-        Some(groups)
+    /// Where to go on after a lost connection, in what is not finished.
+    pub(crate) fn resume(&self) -> Vec<(PartitionId, Offset)> {
+        let open = self.by_partition.iter().filter(|(_, at)| !at.finished);
+        open.map(|(partition, at)| (*partition, at.next)).collect()
     }
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a panic is a test's way to fail")]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
 
     const P: PartitionId = PartitionId(0);
@@ -173,7 +123,7 @@ mod tests {
         assert_eq!(positions.receive(P, Offset(20), to(19)), Some(Offset(15)));
         assert_eq!(positions.receive(PartitionId(9), Offset(20), to(19)), None);
         positions.begin(P, Offset(0));
-        assert_eq!(positions.resume(), [(vec![P], Offset(20))]);
+        assert_eq!(positions.resume(), [(P, Offset(20))]);
     }
 
     #[test]
@@ -207,66 +157,9 @@ mod tests {
     fn finished_partitions_are_not_resumed() {
         let mut positions = Positions::default();
         (0..3).for_each(|p| positions.begin(PartitionId(p), Offset(5)));
+        positions.receive(PartitionId(2), Offset(9), |_| true);
         positions.finish(&[PartitionId(1)]);
-        let expected = vec![PartitionId(0), PartitionId(2)];
-        assert_eq!(positions.resume(), [(expected, Offset(5))]);
-    }
-
-    #[test]
-    fn a_stream_for_neighbours_can_be_split_until_each_begins_at_its_place() {
-        let mut positions = Positions::default();
-        for p in 0..100 {
-            positions.begin(PartitionId(p), Offset(u64::from(p / 2)));
-        }
-        let mut exact = 0;
-        let mut groups = positions.resume();
-        assert!(groups.len() <= MAX_RESUME_STREAMS);
-        while let Some(group) = groups.pop() {
-            match positions.split(&group) {
-                Some(halves) => {
-                    assert!(halves.iter().all(|half| half.0.len() < group.0.len()));
-                    groups.extend(halves);
-                }
-                None => {
-                    let (partitions, start) = group;
-                    assert!(partitions.iter().all(|p| u64::from(p.0 / 2) == start.0));
-                    exact += partitions.len();
-                }
-            }
-        }
-        assert_eq!(exact, 100);
-    }
-
-    proptest! {
-        #[test]
-        fn resuming_covers_every_partition_from_at_or_before_its_place(
-            places in proptest::collection::vec(0u64..100, 1..200),
-        ) {
-            let mut positions = Positions::default();
-            for (p, next) in (0u32..).zip(&places) {
-                positions.begin(PartitionId(p), Offset(*next));
-            }
-            let groups = positions.resume();
-            prop_assert!(groups.len() <= MAX_RESUME_STREAMS);
-            let mut seen = Vec::new();
-            for (partitions, start) in &groups {
-                for p in partitions {
-                    prop_assert!(start.0 <= places[p.0 as usize]);
-                    seen.push(p.0);
-                }
-            }
-            seen.sort_unstable();
-            let all: Vec<u32> = (0..).take(places.len()).collect();
-            prop_assert_eq!(seen, all);
-            let mut distinct = places.clone();
-            distinct.sort_unstable();
-            distinct.dedup();
-            if distinct.len() <= MAX_RESUME_STREAMS {
-                let exact = groups.iter().all(|(partitions, start)| {
-                    partitions.iter().all(|p| places[p.0 as usize] == start.0)
-                });
-                prop_assert!(exact, "nothing is sent twice without need");
-            }
-        }
+        let expected = [(PartitionId(0), Offset(5)), (PartitionId(2), Offset(9))];
+        assert_eq!(positions.resume(), expected);
     }
 }

@@ -236,7 +236,9 @@ impl Gather {
         if id.partition() == Some(PartitionId(self.sticky)) {
             self.sticky = (self.sticky + 1) % self.rules.partitions;
         }
-        Some(match lane.builder.build(codec, stamp) {
+        let built = lane.builder.build(codec, stamp);
+        lane.builder.set_limit(self.rules.batch_bytes);
+        Some(match built {
             Ok(batch) => Ok(Sealed {
                 partition: id.partition(),
                 batch,

@@ -325,8 +325,13 @@ impl State {
         } else {
             &open.partitions
         };
+        let begin = |partition: PartitionId| {
+            let own = open.positions.iter().find(|(p, _)| *p == partition);
+            own.map_or(start, |(_, offset)| *offset)
+        };
         let mut frames = Vec::new();
         for &partition in chosen {
+            let start = begin(partition);
             let end = Offset(self.ends[partition.0 as usize]);
             for batch in &self.partitions[partition.0 as usize] {
                 let next = batch.header().base_offset.plus(u64::from(batch.count()));
@@ -344,6 +349,6 @@ impl State {
                 frames.push([head.into(), batch.bytes().clone()]);
             }
         }
-        (chosen.iter().map(|p| (*p, start)).collect(), frames)
+        (chosen.iter().map(|p| (*p, begin(*p))).collect(), frames)
     }
 }

@@ -76,6 +76,8 @@ pub enum PushError {
     Headers,
 }
 
+/// Lowest limit of a builder in bytes: a header and a small record.
+const LEAST_LIMIT: usize = HEADER_LEN + 32;
 /// Bytes reserved with a batch's first record, if its limit is not lower.
 const EXPECTED_BYTES: usize = 1 << 20;
 
@@ -109,7 +111,7 @@ impl BatchBuilder {
         Self {
             buf: BytesMut::new(),
             expected: EXPECTED_BYTES,
-            limit: limit.clamp(HEADER_LEN + 32, MAX_BATCH_BYTES),
+            limit: limit.clamp(LEAST_LIMIT, MAX_BATCH_BYTES),
             value_lens: Vec::new(),
             key_lens: Vec::new(),
             timestamps: Vec::new(),
@@ -131,6 +133,11 @@ impl BatchBuilder {
     pub fn expecting(mut self, bytes: usize) -> Self {
         self.expected = bytes;
         self
+    }
+
+    /// Changes the limit, from the next batch on.
+    pub fn set_limit(&mut self, limit: usize) {
+        self.limit = limit.clamp(LEAST_LIMIT, MAX_BATCH_BYTES);
     }
 
     /// Number of records so far.

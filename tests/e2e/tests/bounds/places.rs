@@ -115,6 +115,7 @@ impl Attacked {
         let open = OpenSubscription {
             topic: self.topic.clone(),
             partitions: Vec::new(),
+            positions: Vec::new(),
             start: StartAt::Earliest,
             consumer: None,
             until_end: true,

@@ -32,6 +32,7 @@ async fn a_reader_that_stalls_costs_no_memory_and_loses_nothing() {
     let open = OpenSubscription {
         topic: name.clone(),
         partitions: Vec::new(),
+        positions: Vec::new(),
         start: StartAt::Earliest,
         consumer: None,
         until_end: false,

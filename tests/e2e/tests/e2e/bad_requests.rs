@@ -94,6 +94,7 @@ async fn requests_about_what_is_not_there_say_so() {
     let open = |topic: &TopicName| OpenSubscription {
         topic: topic.clone(),
         partitions: Vec::new(),
+        positions: Vec::new(),
         start: StartAt::Earliest,
         consumer: None,
         until_end: false,

@@ -378,6 +378,7 @@ async fn only_what_passes_crosses_the_network() {
     let open = |chain: Vec<PluginUse>| OpenSubscription {
         topic: name.clone(),
         partitions: Vec::new(),
+        positions: Vec::new(),
         start: StartAt::Earliest,
         consumer: None,
         until_end: true,

@@ -100,6 +100,7 @@ async fn every_stream_is_told_and_clients_come_back_by_themselves() {
     let open = OpenSubscription {
         topic: name.clone(),
         partitions: Vec::new(),
+        positions: Vec::new(),
         start: StartAt::Latest,
         consumer: None,
         until_end: false,

@@ -51,6 +51,15 @@ pub(super) async fn commit(
     offsets: &[(PartitionId, Offset)],
 ) -> Result<Response, WireError> {
     let topic = serve::topic(peer, topic, Operation::Consume)?;
+    let have = topic.partitions().len();
+    if offsets.len() > have {
+        let text = format!(
+            "{} offsets for topic {}, which has {have} partitions: send one for each at most",
+            offsets.len(),
+            topic.name()
+        );
+        return Err(WireError::new(ErrorCode::InvalidConfig, text));
+    }
     let mut batch = WriteBatch::new();
     for &(partition, offset) in offsets {
         check(&topic, partition, offset)?;
