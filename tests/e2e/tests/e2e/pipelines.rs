@@ -323,6 +323,24 @@ async fn what_does_not_hold_together_is_refused() {
         assert!(e.to_string().contains(part), "{part} in {e}");
     }
     assert_eq!(client.list_pipelines(None).await.unwrap(), []);
+    // Two that would feed each other are as endless as one that feeds itself.
+    let back = PipelineSpec {
+        name: "acme/back".parse().unwrap(),
+        input: topic("acme/log"),
+        ..spec(vec![], &["in"])
+    };
+    client.apply_pipeline(back.clone()).await.unwrap();
+    let e = client
+        .apply_pipeline(spec(vec![], &["log"]))
+        .await
+        .unwrap_err();
+    assert_eq!(
+        e.wire().map(|e| e.code),
+        Some(ErrorCode::InvalidPipeline),
+        "{e}"
+    );
+    assert!(e.to_string().contains("acme/log -> acme/in"), "{e}");
+    client.delete_pipeline(back.name).await.unwrap();
     // One that runs is not hurt by a replacement that cannot.
     client
         .apply_pipeline(spec(vec![at_least("0")], &["out"]))

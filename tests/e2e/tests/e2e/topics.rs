@@ -238,6 +238,18 @@ async fn a_topic_grows_while_it_is_written_and_read() {
         .unwrap()
         .await
         .unwrap();
+    // One reader stays, another goes through the restart and meets partitions it has never seen.
+    let follow = || {
+        client
+            .consumer(name.clone())
+            .start(StartAt::Earliest)
+            .build()
+    };
+    let (mut follower, mut returning) = (follow().await.unwrap(), follow().await.unwrap());
+    for reader in [&mut follower, &mut returning] {
+        let first = reader.next_message().await.unwrap().unwrap();
+        assert_eq!(text(&first), "before");
+    }
     let grow = TopicChange {
         partitions: Some(8),
         ..TopicChange::default()
@@ -257,9 +269,25 @@ async fn a_topic_grows_while_it_is_written_and_read() {
     assert_eq!(messages.len(), 202);
     let used: std::collections::BTreeSet<_> = messages.iter().map(|m| m.partition).collect();
     assert_eq!(used.len(), 8);
+    let mut expected: Vec<String> = messages.iter().map(text).collect();
+    expected.retain(|value| value != "before");
+    expected.sort();
+    assert_eq!(followed(&mut follower, expected.len()).await, expected);
     broker.restart().await;
     assert_eq!(read(&client, &name).await.len(), 202);
+    assert_eq!(followed(&mut returning, expected.len()).await, expected);
     broker.stop().await;
+}
+
+/// The next `count` values of a reader, sorted.
+async fn followed(reader: &mut millstream::Consumer, count: usize) -> Vec<String> {
+    let mut values = Vec::new();
+    while values.len() < count {
+        let message = reader.next_message().await.unwrap().unwrap();
+        values.push(text(&message));
+    }
+    values.sort();
+    values
 }
 
 #[tokio::test]
