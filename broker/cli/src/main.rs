@@ -30,12 +30,6 @@ use tokio::runtime::Runtime;
 use crate::args::{Cli, Command, Global};
 use crate::error::{CliError, Outcome};
 
-/// Batches are buffers of 64 KiB that live for a millisecond and are freed on another thread than
-/// they were made on. The system's allocator gives such memory back to the kernel and takes it
-/// again, page fault by page fault.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let outcome = runtime().and_then(|runtime| runtime.block_on(run(&cli.global, cli.command)));
