@@ -198,7 +198,7 @@ mod tests {
         );
         let (result, _) = ensure(directory().path(), "rustup-of-another-toolchain", |_| {});
         assert!(
-            matches!(result, Err(BuildError::AddTarget { .. })),
+            matches!(result, Err(BuildError::OtherToolchain { .. })),
             "{result:?}"
         );
     }
