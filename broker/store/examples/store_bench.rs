@@ -20,15 +20,16 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use hdrhistogram::Histogram;
 use millstream_store::key::record::{self, RecordKey};
-use millstream_store::limits::{
-    MAX_EFFICIENT_RECORDS_1M, MAX_EFFICIENT_RECORDS_64K, MAX_EFFICIENT_RECORDS_256K,
-};
 use millstream_store::{
     Direction, Durability, Recovery, RedbConfig, RedbStore, ScanLimit, Space, Store, WriteBatch,
 };
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
+/// Values of three sizes: what a producer's full batch of each size may come to.
+const VALUE_64K: usize = 65_280;
+const VALUE_256K: usize = 4 * VALUE_64K;
+const VALUE_1M: usize = 16 * VALUE_64K;
 const GROUP: usize = 16;
 const COMMITS: usize = 2000;
 
@@ -59,19 +60,15 @@ fn run(directory: &Path, total: usize, part: Option<&str>) -> Outcome<()> {
     if wanted("rate") {
         println!("\n| {GROUP} values a commit, synced | MB/s | bytes written per byte |");
         println!("|---|---|---|");
-        floor_append(directory, MAX_EFFICIENT_RECORDS_64K, GROUP, total)?;
+        floor_append(directory, VALUE_64K, GROUP, total)?;
         for recovery in ALL_RECOVERY {
-            grouped(directory, recovery, MAX_EFFICIENT_RECORDS_64K, total)?;
+            grouped(directory, recovery, VALUE_64K, total)?;
         }
     }
     if wanted("single") {
         println!("\n| one value a commit, synced | MB/s | bytes written per byte |");
         println!("|---|---|---|");
-        let sizes = [
-            MAX_EFFICIENT_RECORDS_64K,
-            MAX_EFFICIENT_RECORDS_256K,
-            MAX_EFFICIENT_RECORDS_1M,
-        ];
+        let sizes = [VALUE_64K, VALUE_256K, VALUE_1M];
         for len in sizes {
             floor_append(directory, len, 1, total)?;
             single(directory, len, total)?;
@@ -83,12 +80,12 @@ fn run(directory: &Path, total: usize, part: Option<&str>) -> Outcome<()> {
         println!("|---|---|---|---|");
         floor_latency(directory)?;
         for recovery in ALL_RECOVERY {
-            for len in [100, MAX_EFFICIENT_RECORDS_64K] {
+            for len in [100, VALUE_64K] {
                 latency(directory, recovery, len, Durability::Sync)?;
             }
         }
         settled_latency(directory, 100)?;
-        settled_latency(directory, MAX_EFFICIENT_RECORDS_64K)?;
+        settled_latency(directory, VALUE_64K)?;
         latency(directory, Recovery::OnePhase, 100, Durability::Interval)?;
     }
     println!("\n| opening and reading | |");
@@ -354,7 +351,7 @@ fn reopening(directory: &Path, recovery: Recovery, total: usize) -> Outcome<()> 
 }
 
 fn fill(store: &RedbStore, total: usize) -> Outcome<()> {
-    let value = payload(MAX_EFFICIENT_RECORDS_64K);
+    let value = payload(VALUE_64K);
     let mut number = 0;
     while number * value.len() < total {
         commit_together(store, number, &value, 4 * GROUP)?;
@@ -389,7 +386,7 @@ fn scanning(directory: &Path, total: usize) -> Outcome<()> {
     );
 
     // What copying values out costs: the same bytes, from one buffer to a new one each.
-    let source = payload(MAX_EFFICIENT_RECORDS_64K);
+    let source = payload(VALUE_64K);
     let (start, count) = (Instant::now(), bytes / source.len());
     for _ in 0..count {
         std::hint::black_box(Bytes::copy_from_slice(std::hint::black_box(&source)));
@@ -399,7 +396,7 @@ fn scanning(directory: &Path, total: usize) -> Outcome<()> {
 
     let mut seeks = Histogram::<u64>::new(3)?;
     for number in 0..COMMITS {
-        let at = key(number * 7 % (total / MAX_EFFICIENT_RECORDS_64K));
+        let at = key(number * 7 % (total / VALUE_64K));
         let start = Instant::now();
         let snapshot = store.snapshot()?;
         let all = record::range_all(at.topic, at.partition);
@@ -421,7 +418,7 @@ fn scanning(directory: &Path, total: usize) -> Outcome<()> {
 fn deleting(path: &Path, store: &RedbStore, total: usize) -> Outcome<()> {
     let before = OpenOptions::new().read(true).open(path)?.metadata()?.len();
     let (start, mut steps) = (Instant::now(), 0);
-    let count = total / MAX_EFFICIENT_RECORDS_64K / 2;
+    let count = total / VALUE_64K / 2;
     for first in (0..count).step_by(4 * GROUP) {
         let mut batch = WriteBatch::new();
         for partition in 0..GROUP as u32 {

@@ -15,7 +15,7 @@ use crate::batch::{BatchRefused, Durability, Key, WriteBatch};
 use crate::error::{CommitError, ReadError, StopCause};
 use crate::limits::QUEUE_BYTES;
 use crate::space::Space;
-use crate::store::{Committed, Direction, Health, Row, ScanLimit, ScanPage, Store};
+use crate::store::{Committed, Direction, Health, Row, ScanLimit, ScanPage, Snapshot, Store};
 
 type Open<'a> = &'a dyn Fn() -> Arc<dyn Store>;
 
@@ -118,6 +118,15 @@ fn operations_apply_in_order(store: &dyn Store) {
 }
 
 fn a_snapshot_stands_still(store: &dyn Store) {
+    commit(store, |batch| batch.put(Space::Records, "r", "before"));
+    let snapshot = store.snapshot().unwrap();
+    commit(store, |batch| batch.delete(Space::Records, "r"));
+    assert_eq!(
+        snapshot.get(Space::Records, b"r").unwrap().unwrap(),
+        "before"
+    );
+    assert_eq!(get(store, Space::Records, "r"), None);
+    drop(snapshot);
     commit(store, |batch| batch.put(Space::Meta, "a", "before"));
     let snapshot = store.snapshot().unwrap();
     commit(store, |batch| batch.put(Space::Meta, "a", "after"));
@@ -361,28 +370,23 @@ fn random_operations_agree_with_a_map(open: Open<'_>) {
     };
     let checked = TestRunner::new(config).run(&steps(), |batches| {
         let store = open();
-        let mut model = BTreeMap::<Key, Bytes>::new();
-        for steps in batches {
-            let mut batch = WriteBatch::new();
-            for step in steps {
-                apply(&mut batch, &mut model, &step);
-            }
-            wait(store.commit(batch)).unwrap();
-            let snapshot = store.snapshot().unwrap();
-            for direction in [Direction::Forward, Direction::Backward] {
-                let limit = ScanLimit::rows(usize::MAX);
-                let page = snapshot
-                    .scan(Space::Blobs, &[0]..&[0xFF, 0], direction, limit)
-                    .unwrap();
-                let row = |(key, value): (&Key, &Bytes)| Row {
-                    key: key.clone(),
-                    value: value.clone(),
-                };
-                let mut expected: Vec<Row> = model.iter().map(row).collect();
-                if direction == Direction::Backward {
-                    expected.reverse();
+        for space in [Space::Blobs, Space::Records] {
+            let mut model = BTreeMap::<Key, Bytes>::new();
+            let mut seen = Vec::new();
+            for steps in &batches {
+                let mut batch = WriteBatch::new();
+                for step in steps {
+                    apply(&mut batch, space, &mut model, step);
                 }
-                prop_assert_eq!(page.rows, expected);
+                wait(store.commit(batch)).unwrap();
+                // The snapshots taken before must go on showing what they showed.
+                seen.push((store.snapshot().unwrap(), model.clone()));
+                if seen.len() > 3 {
+                    seen.remove(0);
+                }
+                for (snapshot, model) in &seen {
+                    agrees(&**snapshot, space, model)?;
+                }
             }
         }
         Ok(())
@@ -390,21 +394,53 @@ fn random_operations_agree_with_a_map(open: Open<'_>) {
     checked.unwrap();
 }
 
-fn apply(batch: &mut WriteBatch, model: &mut BTreeMap<Key, Bytes>, step: &Step) {
+fn agrees(
+    snapshot: &dyn Snapshot,
+    space: Space,
+    model: &BTreeMap<Key, Bytes>,
+) -> Result<(), TestCaseError> {
+    for direction in [Direction::Forward, Direction::Backward] {
+        let limit = ScanLimit::rows(usize::MAX);
+        let page = snapshot
+            .scan(space, &[0]..&[0xFF, 0], direction, limit)
+            .unwrap();
+        let row = |(key, value): (&Key, &Bytes)| Row {
+            key: key.clone(),
+            value: value.clone(),
+        };
+        let mut expected: Vec<Row> = model.iter().map(row).collect();
+        if direction == Direction::Backward {
+            expected.reverse();
+        }
+        prop_assert_eq!(page.rows, expected);
+    }
+    for at in [0, 7, 100, 255] {
+        let floor = snapshot.floor_key(space, &[3], &[at]).unwrap();
+        let at = Key::from([at]);
+        let expected = model.keys().rev().find(|key| **key <= at);
+        let expected = expected.filter(|key| **key >= Key::from([3]));
+        prop_assert_eq!(floor.as_ref(), expected);
+        let value = snapshot.get(space, &at).unwrap();
+        prop_assert_eq!(value.as_ref(), model.get(&at));
+    }
+    Ok(())
+}
+
+fn apply(batch: &mut WriteBatch, space: Space, model: &mut BTreeMap<Key, Bytes>, step: &Step) {
     match *step {
         Step::Put(key, len) => {
             let value = Bytes::from(vec![key; usize::from(len)]);
-            batch.put(Space::Blobs, [key], value.clone());
+            batch.put(space, [key], value.clone());
             model.insert([key].into(), value);
         }
         Step::Delete(key) => {
-            batch.delete(Space::Blobs, [key]);
+            batch.delete(space, [key]);
             model.remove(&Key::from([key]));
         }
         Step::DeleteRange(start, end) => {
             let range = Key::from([start])..Key::from([end]);
             model.retain(|key, _| !range.contains(key));
-            batch.delete_range(Space::Blobs, range);
+            batch.delete_range(space, range);
         }
     }
 }

@@ -49,39 +49,20 @@ const PAGE_OVERHEAD: usize = 12;
 /// Smallest page of the embedded engine.
 const PAGE: usize = 4096;
 
-const fn max_efficient(page: usize, key_len: usize) -> usize {
-    assert!(page.is_power_of_two() && page >= PAGE);
-    page - PAGE_OVERHEAD - key_len - TRAILER_LEN
-}
+/// Page that a full chunk of appended records fills. A large value gets a page of its own, rounded
+/// up to a power of two, and a chunk is read as a whole: larger ones are written a little faster
+/// and make a lagging reader of one partition read more of the others.
+pub(crate) const PACKED_PAGE: usize = 256 << 10;
 
-/// The longest value that fits a page of `2^page_log2` bytes beside a key of `key_len` bytes.
-///
-/// A large value gets a page of its own, rounded up to a power of two: one byte more than this
-/// and the page, and so the bytes written per value, doubles. Measured by `store_bench`, bytes
-/// written per byte of value, one value in a commit, with the 16-byte keys of records:
-///
-/// | page | longest that fits | one byte more |
-/// |---|---|---|
-/// | 64 KiB | 65,504 B: 1.44 | 2.44 |
-/// | 256 KiB | 262,112 B: 1.11 | 2.11 |
-/// | 1 MiB | 1,048,544 B: 1.03 | 2.03 |
-///
-/// With 16 values of 64 KiB in a commit it is 1.08.
-///
-/// # Panics
-/// If the page is smaller than 4 KiB, or the key does not fit: in a `const`, at compile time.
-#[must_use]
-pub const fn max_efficient_value(page_log2: u32, key_len: usize) -> usize {
-    max_efficient(1 << page_log2, key_len)
-}
+/// Bytes of the key of a chunk: the pack's number and the chunk's first byte.
+const CHUNK_KEY_LEN: usize = 8 + 4;
 
-/// The longest record batch that fits a 64 KiB page: what a producer's default batch size should
-/// stay within.
-pub const MAX_EFFICIENT_RECORDS_64K: usize = max_efficient_value(16, crate::key::record::KEY_LEN);
-/// As [`MAX_EFFICIENT_RECORDS_64K`], for a 256 KiB page.
-pub const MAX_EFFICIENT_RECORDS_256K: usize = max_efficient_value(18, crate::key::record::KEY_LEN);
-/// As [`MAX_EFFICIENT_RECORDS_64K`], for a 1 MiB page.
-pub const MAX_EFFICIENT_RECORDS_1M: usize = max_efficient_value(20, crate::key::record::KEY_LEN);
+/// Longest chunk of appended records, in bytes: one byte more would take a page of twice the size.
+pub(crate) const MAX_CHUNK_LEN: usize = PACKED_PAGE - PAGE_OVERHEAD - CHUNK_KEY_LEN;
+
+/// Bytes after which a pack is closed, though its group commit has more to append. With one value
+/// of [`MAX_VALUE_LEN`] on top, places within it are counted in 32 bits.
+pub(crate) const PACK_BYTES: usize = 64 << 20;
 
 /// Bytes every operation of a batch is charged for besides its key and value.
 pub(crate) const OP_COST: usize = 64;
@@ -102,7 +83,9 @@ const _: () = assert!(
     proto::MAX_BATCH_BYTES <= QUEUE_BYTES,
     "the largest batch fits the queue"
 );
-const _: () = assert!(proto::DEFAULT_BATCH_BYTES <= MAX_EFFICIENT_RECORDS_64K);
+const _: () = assert!(PACKED_PAGE.is_power_of_two() && PACKED_PAGE > PAGE);
+const _: () = assert!(PACK_BYTES + MAX_VALUE_LEN + TRAILER_LEN < u32::MAX as usize);
+const _: () = assert!(MAX_KEY_LEN <= u16::MAX as usize);
 const _: () = assert!(
     8 + proto::MAX_NAME_BYTES <= MAX_KEY_LEN,
     "an offset key holds a name"

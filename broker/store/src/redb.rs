@@ -1,20 +1,28 @@
-//! The embedded engine: one redb file, one table for each [`Space`].
+//! The embedded engine: one redb file, one table for each [`Space`] but the records', which lie in
+//! packs.
 //!
 //! * [`open`]: creating a file so that a crash cannot leave half of one, opening, verifying.
 //! * [`write`]: one group of batches, one write transaction, one sync.
+//! * [`records`] and [`pack`]: what a commit appends, and how it lies in the file.
+//! * [`hot`]: the index of the packs, in memory.
+//! * [`view`]: the state after one commit, which snapshots share.
 //! * [`read`]: snapshots, with every value checked against its trailer.
 //!
 //! What is absent: sealing old records into files of their own, and compaction. Freed pages are
 //! used again, so a file whose retention keeps up stops growing; it does not shrink while open.
 
+mod hot;
 mod open;
+mod pack;
 mod read;
+mod records;
+mod view;
 mod write;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
-use ::redb::{Database, ReadableDatabase, StorageBackend, TableDefinition};
+use ::redb::{Database, StorageBackend, TableDefinition};
 use tokio::sync::watch;
 
 use crate::batch::WriteBatch;
@@ -24,11 +32,16 @@ use crate::queue::{Gate, Permit};
 use crate::shard::Shard;
 use crate::space::Space;
 use crate::store::{Done, Health, Pending, Snapshot, Store, StoreStats};
-use crate::writer::caught;
 
 type Table = TableDefinition<'static, &'static [u8], &'static [u8]>;
 
-/// The table of each space, in the order of [`Space::ALL`].
+/// The chunks of each pack, by its number and their first byte within it.
+const PACKS: TableDefinition<'static, (u64, u32), &'static [u8]> = TableDefinition::new("packs");
+/// Where the values of each pack lie.
+const DIRECTORIES: TableDefinition<'static, u64, &'static [u8]> =
+    TableDefinition::new("directories");
+
+/// The table of each space, in the order of [`Space::ALL`]. That of the records is not used.
 const TABLES: [Table; Space::COUNT] = {
     let mut tables = [TableDefinition::new(Space::ALL[0].name()); Space::COUNT];
     let mut index = 0;
@@ -79,12 +92,47 @@ pub enum Recovery {
     Quick,
 }
 
-/// `None` once closed.
-type Shared = Arc<RwLock<Option<Database>>>;
+/// What the writer and the readers share.
+#[derive(Default)]
+struct Shared {
+    /// `None` once closed.
+    database: RwLock<Option<Database>>,
+    /// What a snapshot taken now sees; `None` once closed.
+    view: RwLock<Option<Arc<view::View>>>,
+}
+
+impl Shared {
+    fn database(&self) -> RwLockReadGuard<'_, Option<Database>> {
+        self.database.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn view(&self) -> Option<Arc<view::View>> {
+        let view = self.view.read().unwrap_or_else(PoisonError::into_inner);
+        view.clone()
+    }
+
+    fn show(&self, view: Option<Arc<view::View>>) {
+        let mut shown = self.view.write().unwrap_or_else(PoisonError::into_inner);
+        let old = std::mem::replace(&mut *shown, view);
+        drop(shown);
+        // Ending a read transaction takes a lock of the database: not under ours.
+        drop(old);
+    }
+
+    fn close(&self) {
+        let mut database = self
+            .database
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        let database = database.take();
+        // Dropped outside the lock: it commits the allocator's state, which takes a sync.
+        drop(database);
+    }
+}
 
 /// A [`Store`] in one redb file.
 pub struct RedbStore {
-    database: Shared,
+    shared: Arc<Shared>,
     gate: Arc<Gate>,
     shard: Shard,
 }
@@ -117,16 +165,23 @@ impl RedbStore {
     }
 
     fn start(file: PathBuf, database: Database, config: &RedbConfig) -> Result<Self, OpenError> {
-        let database = Shared::new(RwLock::new(Some(database)));
+        let (index, sight) = open::load_index(&database, &file)?;
+        let shared = Arc::<Shared>::default();
+        *shared
+            .database
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = Some(database);
         let gate = Arc::new(Gate::new(file.clone()));
-        let engine = write::RedbEngine::new(Arc::clone(&database), file.clone(), config.recovery);
+        let (name, recovery) = (file.clone(), config.recovery);
+        let engine = write::RedbEngine::new(Arc::clone(&shared), index, sight, name, recovery)
+            .map_err(|error| open::open_error(&file, error))?;
         let shard = Shard::start(Arc::clone(&gate), engine).map_err(|source| OpenError::Io {
             action: "start a writer thread for",
             file,
             source,
         })?;
         Ok(Self {
-            database,
+            shared,
             gate,
             shard,
         })
@@ -135,15 +190,15 @@ impl RedbStore {
 
 impl Store for RedbStore {
     fn snapshot(&self) -> Result<Box<dyn Snapshot>, ReadError> {
-        let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
-        let Some(database) = database.as_ref() else {
-            return Err(ReadError::Closed {
+        match self.shared.view() {
+            Some(view) => {
+                let gate = Arc::clone(&self.gate);
+                Ok(Box::new(read::RedbSnapshot::new(view, gate)))
+            }
+            None => Err(ReadError::Closed {
                 file: self.gate.file.clone(),
-            });
-        };
-        let begun = caught(|| database.begin_read().map_err(::redb::Error::from));
-        read::RedbSnapshot::new(begun, Arc::clone(&self.gate))
-            .map(|snapshot| Box::new(snapshot) as Box<dyn Snapshot>)
+            }),
+        }
     }
 
     fn reserve(&self, bytes: usize) -> Pending<Result<Permit, CommitError>> {

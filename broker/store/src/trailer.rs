@@ -66,6 +66,8 @@ pub(crate) enum Damaged {
     TooShort,
     #[error("the value does not match its checksum")]
     Mismatch,
+    #[error("the pack ends before the value does")]
+    Missing,
 }
 
 #[cfg(test)]

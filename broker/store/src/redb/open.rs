@@ -20,14 +20,16 @@ use ::redb::{
     TableError,
 };
 
+use super::hot::{HotIndex, Sight};
 use super::write::begin;
-use super::{Recovery, RedbConfig, TABLES};
+use super::{DIRECTORIES, PACKS, Recovery, RedbConfig, TABLES, pack};
 use crate::batch::Durability;
 use crate::error::OpenError;
+use crate::space::Space;
 use crate::writer::caught;
 
 /// Raised whenever a build can write what an older one would misread.
-pub(super) const FORMAT_VERSION: u32 = 1;
+pub(super) const FORMAT_VERSION: u32 = 2;
 
 /// Holds one row: what wrote the file. Apart from the spaces, so that no batch can touch it.
 pub(super) const FORMAT: TableDefinition<'static, &'static str, &'static [u8]> =
@@ -123,9 +125,13 @@ fn sync_directory(path: &Path) -> io::Result<()> {
 /// Makes every table, so that no reader has to tell an empty space from a missing one.
 fn lay_out(database: &Database) -> Result<(), RedbError> {
     let transaction = begin(database, Durability::Sync, Recovery::TwoPhase)?;
-    for table in TABLES {
-        transaction.open_table(table)?;
+    for space in Space::ALL {
+        if space != Space::Records {
+            transaction.open_table(TABLES[space.index()])?;
+        }
     }
+    transaction.open_table(PACKS)?;
+    transaction.open_table(DIRECTORIES)?;
     transaction
         .open_table(FORMAT)?
         .insert(FORMAT_KEY, &format_row(FORMAT_VERSION)[..])?;
@@ -221,6 +227,34 @@ fn read_format_row(row: &[u8]) -> Option<u32> {
     (row[4..] == crc32c::crc32c(&version).to_le_bytes()).then(|| u32::from_le_bytes(version))
 }
 
+/// Reads the directories of all packs: what the index in memory is made of.
+pub(super) fn load_index(database: &Database, file: &Path) -> Result<(HotIndex, Sight), OpenError> {
+    guarded(file, || {
+        let (mut index, mut end) = (HotIndex::default(), 0);
+        let directories = database.begin_read()?.open_table(DIRECTORIES)?;
+        for row in directories.range::<u64>(..)? {
+            let (number, row) = row?;
+            let number = number.value();
+            match pack::decode_directory(number, row.value()) {
+                Ok(entries) => index.insert(number, entries),
+                Err(why) => {
+                    return Ok(Err(OpenError::Corrupt {
+                        file: file.to_owned(),
+                        detail: format!("pack {number}: {why}"),
+                    }));
+                }
+            }
+            end = number + 1;
+        }
+        let sight = Sight {
+            floor: 0,
+            end,
+            commit: 0,
+        };
+        Ok(Ok((index, sight)))
+    })
+}
+
 /// Runs something that may fail or panic on a damaged file.
 fn guarded<T>(
     file: &Path,
@@ -244,7 +278,7 @@ fn io_error(action: &'static str, file: &Path, source: io::Error) -> OpenError {
     }
 }
 
-fn open_error(file: &Path, error: RedbError) -> OpenError {
+pub(super) fn open_error(file: &Path, error: RedbError) -> OpenError {
     let file: PathBuf = file.to_owned();
     match error {
         RedbError::DatabaseAlreadyOpen => OpenError::InUse { file },

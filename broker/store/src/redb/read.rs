@@ -9,28 +9,25 @@
 //! has cached, at 1.6 to 2.9 GB/s: the kernel's copy into redb's page takes about half of the
 //! time, zeroing that page first a quarter, copying the value out less than a fifth.
 
-use std::cell::OnceCell;
-use std::ops::Range;
+use std::ops::{Bound, Range};
 use std::sync::Arc;
 
-use ::redb::{Error as RedbError, ReadOnlyTable, ReadTransaction};
+use ::redb::Error as RedbError;
 use bytes::Bytes;
 
-use super::TABLES;
+use super::hot::Place;
+use super::view::{Rows, View};
 use crate::batch::Key;
 use crate::error::{ReadError, StopCause};
+use crate::limits::TRAILER_LEN;
 use crate::queue::Gate;
 use crate::space::Space;
 use crate::store::{Direction, Row, ScanLimit, ScanPage, Snapshot};
 use crate::trailer::{self, Damaged};
 use crate::writer::caught;
 
-type Rows = ReadOnlyTable<&'static [u8], &'static [u8]>;
-
 pub(super) struct RedbSnapshot {
-    // Opening a table searches the tree of tables; a chunk of reading does it once for each space.
-    tables: [OnceCell<Rows>; Space::COUNT],
-    transaction: ReadTransaction,
+    view: Arc<View>,
     gate: Arc<Gate>,
 }
 
@@ -48,29 +45,8 @@ impl<E: Into<RedbError>> From<E> for Fault {
 }
 
 impl RedbSnapshot {
-    pub(super) fn new(
-        begun: Result<Result<ReadTransaction, RedbError>, String>,
-        gate: Arc<Gate>,
-    ) -> Result<Self, ReadError> {
-        let tables = [const { OnceCell::new() }; Space::COUNT];
-        match begun {
-            Ok(Ok(transaction)) => Ok(Self {
-                tables,
-                transaction,
-                gate,
-            }),
-            Ok(Err(error)) => Err(report(&gate, Space::Meta, &[], Fault::Engine(error))),
-            Err(panic) => Err(report_damage(&gate, Space::Meta, &[], panic)),
-        }
-    }
-
-    fn table(&self, space: Space) -> Result<&Rows, Fault> {
-        let cell = &self.tables[space.index()];
-        if let Some(table) = cell.get() {
-            return Ok(table);
-        }
-        let table = self.transaction.open_table(TABLES[space.index()])?;
-        Ok(cell.get_or_init(|| table))
+    pub(super) fn new(view: Arc<View>, gate: Arc<Gate>) -> Self {
+        Self { view, gate }
     }
 
     /// Runs one read; whatever is wrong becomes an error that blames `key`, and stops the shard.
@@ -78,9 +54,9 @@ impl RedbSnapshot {
         &self,
         space: Space,
         key: &[u8],
-        work: impl FnOnce(&Rows) -> Result<T, Fault>,
+        work: impl FnOnce(&View) -> Result<T, Fault>,
     ) -> Result<T, ReadError> {
-        match caught(|| work(self.table(space)?)) {
+        match caught(|| work(&self.view)) {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(fault)) => Err(report(&self.gate, space, key, fault)),
             Err(panic) => Err(report_damage(&self.gate, space, key, panic)),
@@ -90,9 +66,15 @@ impl RedbSnapshot {
 
 impl Snapshot for RedbSnapshot {
     fn get(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>, ReadError> {
-        self.read(space, key, |table| match table.get(key)? {
-            Some(stored) => opened(space, key, stored.value()).map(Some),
-            None => Ok(None),
+        self.read(space, key, |view| {
+            if space == Space::Records {
+                let place = view.indexed(|index, sight| index.find(sight, key));
+                return place.map(|place| packed(view, key, place)).transpose();
+            }
+            match view.table(space)?.get(key)? {
+                Some(stored) => opened(space, key, stored.value()).map(Some),
+                None => Ok(None),
+            }
         })
     }
 
@@ -106,29 +88,9 @@ impl Snapshot for RedbSnapshot {
         if range.start >= range.end {
             return Ok(ScanPage::default());
         }
-        self.read(space, range.start, |table| {
-            let mut rows = table.range::<&[u8]>(range.clone())?;
-            let mut page = ScanPage::default();
-            let mut bytes = 0usize;
-            loop {
-                let next = match direction {
-                    Direction::Forward => rows.next(),
-                    Direction::Backward => rows.next_back(),
-                };
-                let Some(row) = next else { return Ok(page) };
-                let (key, stored) = row?;
-                let (key, stored) = (key.value(), stored.value());
-                bytes = bytes.saturating_add(key.len() + stored.len());
-                if limit.is_reached(page.rows.len(), bytes) {
-                    page.more = true;
-                    return Ok(page);
-                }
-                let value = opened(space, key, stored)?;
-                page.rows.push(Row {
-                    key: Key::from(key),
-                    value,
-                });
-            }
+        self.read(space, range.start, |view| match space {
+            Space::Records => scan_packs(view, range, direction, limit),
+            _ => scan_rows(view.table(space)?, space, range, direction, limit),
         })
     }
 
@@ -136,13 +98,104 @@ impl Snapshot for RedbSnapshot {
         if start > at {
             return Ok(None);
         }
-        self.read(space, at, |table| {
-            match table.range::<&[u8]>(start..=at)?.next_back() {
+        self.read(space, at, |view| {
+            if space == Space::Records {
+                let mut found = None;
+                let range = (Bound::Included(start), Bound::Included(at));
+                view.indexed(|index, sight| {
+                    index.walk(sight, range, Direction::Backward, |key, _| {
+                        found = Some(key.clone());
+                        false
+                    });
+                });
+                return Ok(found);
+            }
+            match view.table(space)?.range::<&[u8]>(start..=at)?.next_back() {
                 Some(row) => Ok(Some(Key::from(row?.0.value()))),
                 None => Ok(None),
             }
         })
     }
+}
+
+fn scan_rows(
+    table: &Rows,
+    space: Space,
+    range: Range<&[u8]>,
+    direction: Direction,
+    limit: ScanLimit,
+) -> Result<ScanPage, Fault> {
+    let mut rows = table.range::<&[u8]>(range)?;
+    let mut page = ScanPage::default();
+    let mut bytes = 0usize;
+    loop {
+        let next = match direction {
+            Direction::Forward => rows.next(),
+            Direction::Backward => rows.next_back(),
+        };
+        let Some(row) = next else { return Ok(page) };
+        let (key, stored) = row?;
+        let (key, stored) = (key.value(), stored.value());
+        bytes = bytes.saturating_add(key.len() + stored.len());
+        if limit.is_reached(page.rows.len(), bytes) {
+            page.more = true;
+            return Ok(page);
+        }
+        let value = opened(space, key, stored)?;
+        page.rows.push(Row {
+            key: Key::from(key),
+            value,
+        });
+    }
+}
+
+/// The records in `range`. The index says which and where; no lock is held while they are read.
+fn scan_packs(
+    view: &View,
+    range: Range<&[u8]>,
+    direction: Direction,
+    limit: ScanLimit,
+) -> Result<ScanPage, Fault> {
+    let mut places: Vec<(Key, Place)> = Vec::new();
+    let (mut bytes, mut more) = (0usize, false);
+    let range = (Bound::Included(range.start), Bound::Excluded(range.end));
+    view.indexed(|index, sight| {
+        index.walk(sight, range, direction, |key, place| {
+            bytes = bytes.saturating_add(key.len() + place.len as usize);
+            more = limit.is_reached(places.len(), bytes);
+            if !more {
+                places.push((key.clone(), place));
+            }
+            !more
+        });
+    });
+    let row =
+        |(key, place): (Key, Place)| packed(view, &key, place).map(|value| Row { key, value });
+    let rows = places.into_iter().map(row).collect::<Result<_, Fault>>()?;
+    Ok(ScanPage { rows, more })
+}
+
+/// The value at `key`, which lies at `place`: within one chunk, or over several.
+fn packed(view: &View, key: &[u8], place: Place) -> Result<Bytes, Fault> {
+    let Place { pack, offset, len } = place;
+    let damaged = |damaged| Fault::Value(Key::from(key), damaged);
+    let chunks = view.packs()?;
+    let (mut stored, len) = (Vec::with_capacity(len as usize), len as usize);
+    while stored.len() < len {
+        let at = offset + stored.len() as u32;
+        let chunk = chunks.range((pack, 0)..=(pack, at))?.next_back();
+        let (start, chunk) = chunk.ok_or_else(|| damaged(Damaged::Missing))??;
+        let within = (at - start.value().1) as usize;
+        let found = chunk.value().get(within..).unwrap_or_default();
+        let found = &found[..found.len().min(len - stored.len())];
+        if found.is_empty() {
+            return Err(damaged(Damaged::Missing));
+        }
+        stored.extend_from_slice(found);
+    }
+    trailer::open(Space::Records, key, &stored).map_err(damaged)?;
+    stored.truncate(len - TRAILER_LEN);
+    Ok(Bytes::from(stored))
 }
 
 fn opened(space: Space, key: &[u8], stored: &[u8]) -> Result<Bytes, Fault> {

@@ -11,7 +11,7 @@ use super::*;
 use crate::batch::Durability;
 use crate::conformance;
 use crate::fault::{FaultDisk, Operation};
-use crate::limits::{FLUSH_INTERVAL, MAX_EFFICIENT_RECORDS_64K};
+use crate::limits::{FLUSH_INTERVAL, MAX_CHUNK_LEN, PACKED_PAGE, TRAILER_LEN};
 
 fn config() -> RedbConfig {
     RedbConfig {
@@ -112,8 +112,8 @@ fn an_unknown_format_is_refused_by_number() {
         matches!(
             refused,
             OpenError::Format {
-                found: 8,
-                expected: 1,
+                found: 9,
+                expected: 2,
                 ..
             }
         ),
@@ -231,15 +231,13 @@ fn written_per_value(len: usize) -> usize {
 }
 
 #[test]
-fn the_largest_efficient_value_takes_one_page_and_one_byte_more_takes_two() {
-    let fits = written_per_value(MAX_EFFICIENT_RECORDS_64K);
-    let spills = written_per_value(MAX_EFFICIENT_RECORDS_64K + 1);
-    assert!(
-        (1 << 16..80_000).contains(&fits),
-        "{fits} bytes for each value"
-    );
-    assert!(
-        (1 << 17..150_000).contains(&spills),
-        "{spills} bytes for each value"
-    );
+fn a_full_chunk_takes_one_page_and_one_byte_more_little_more() {
+    let full = MAX_CHUNK_LEN - TRAILER_LEN;
+    for len in [full, full + 1] {
+        let stored = written_per_value(len);
+        assert!(
+            (PACKED_PAGE..PACKED_PAGE + PACKED_PAGE / 8).contains(&stored),
+            "{stored} bytes for each value of {len}"
+        );
+    }
 }

@@ -5,12 +5,16 @@
 //! kernel may have dropped the pages whose sync failed, and the next sync would succeed without
 //! them.
 
+use std::collections::VecDeque;
 use std::io::ErrorKind;
 use std::path::PathBuf;
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError, RwLock, Weak};
 
 use ::redb::{Database, Durability as RedbDurability, Error as RedbError, WriteTransaction};
 
+use super::hot::{HotIndex, Sight};
+use super::records::{RecordsChange, RecordsWritten, WriteFault};
+use super::view::View;
 use super::{Recovery, Shared, TABLES};
 use crate::batch::{Durability, Op, WriteBatch};
 use crate::error::StopCause;
@@ -19,31 +23,92 @@ use crate::trailer;
 use crate::writer::Engine;
 
 pub(super) struct RedbEngine {
-    database: Shared,
+    shared: Arc<Shared>,
+    index: Arc<RwLock<HotIndex>>,
     file: PathBuf,
     recovery: Recovery,
-    /// Where the parts of a value and its trailer are put together. redb's `insert_reserve`
-    /// would spare this copy and make two others: it inserts a new buffer of zeros first.
-    whole: Vec<u8>,
+    /// What the next commit changes.
+    sight: Sight,
+    /// Views that a snapshot may still hold, the oldest first.
+    views: VecDeque<(u64, Weak<View>)>,
+    /// Where the parts of a value are put together.
+    scratch: Vec<u8>,
 }
 
 /// How much of that buffer is kept between commits.
-const WHOLE_KEPT: usize = 1 << 20;
+const SCRATCH_KEPT: usize = 1 << 20;
 
 impl RedbEngine {
-    pub(super) fn new(database: Shared, file: PathBuf, recovery: Recovery) -> Self {
-        Self {
-            database,
+    /// Takes over a database that holds what `index` says, and publishes its first view.
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        index: HotIndex,
+        sight: Sight,
+        file: PathBuf,
+        recovery: Recovery,
+    ) -> Result<Self, RedbError> {
+        let mut engine = Self {
+            shared,
+            index: Arc::new(RwLock::new(index)),
             file,
             recovery,
-            whole: Vec::new(),
-        }
+            sight,
+            views: VecDeque::new(),
+            scratch: Vec::new(),
+        };
+        engine.publish(sight)?;
+        Ok(engine)
     }
 
-    fn begin(&self, durability: Durability) -> Result<WriteTransaction, RedbError> {
-        let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
-        let database = database.as_ref().ok_or(RedbError::DatabaseClosed)?;
-        begin(database, durability, self.recovery)
+    fn write(
+        &mut self,
+        batches: &mut dyn Iterator<Item = &WriteBatch>,
+        durability: Durability,
+    ) -> Result<(), WriteFault> {
+        let written = {
+            let database = self.shared.database();
+            let database = database.as_ref().ok_or(RedbError::DatabaseClosed)?;
+            let transaction = begin(database, durability, self.recovery)?;
+            let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
+            let change = RecordsChange::new(&index, self.sight);
+            let ops = batches.flat_map(WriteBatch::ops);
+            let written = apply_ops(&transaction, change, &mut self.scratch, ops)?;
+            drop(index);
+            transaction.commit().map_err(RedbError::from)?;
+            written
+        };
+        let sight = Sight {
+            floor: self.sight.floor,
+            end: self.sight.end + written.packs(),
+            commit: self.sight.commit + 1,
+        };
+        self.take_over(written, sight.commit);
+        Ok(self.publish(sight)?)
+    }
+
+    /// Brings the index to the state just committed. Views before it see none of the change.
+    fn take_over(&mut self, written: RecordsWritten, commit: u64) {
+        while let Some((_, view)) = self.views.front()
+            && view.strong_count() == 0
+        {
+            self.views.pop_front();
+        }
+        let oldest = self.views.front().map_or(commit, |(commit, _)| *commit);
+        let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
+        written.apply(&mut index, commit);
+        index.forget(oldest);
+    }
+
+    fn publish(&mut self, sight: Sight) -> Result<(), RedbError> {
+        let view = {
+            let database = self.shared.database();
+            let database = database.as_ref().ok_or(RedbError::DatabaseClosed)?;
+            Arc::new(View::new(database, sight, Arc::clone(&self.index))?)
+        };
+        self.views.push_back((sight.commit, Arc::downgrade(&view)));
+        self.sight = sight;
+        self.shared.show(Some(view));
+        Ok(())
     }
 }
 
@@ -89,14 +154,15 @@ impl Engine for RedbEngine {
         batches: &mut dyn Iterator<Item = &WriteBatch>,
         durability: Durability,
     ) -> Result<(), StopCause> {
-        let applied = self.begin(durability).and_then(|transaction| {
-            let ops = batches.flat_map(WriteBatch::ops);
-            apply_ops(&transaction, &mut self.whole, ops)?;
-            transaction.commit().map_err(RedbError::from)
-        });
-        self.whole.clear();
-        self.whole.shrink_to(WHOLE_KEPT);
-        applied.map_err(|error| stop_cause(&self.file, error))
+        let applied = self.write(batches, durability);
+        self.scratch.clear();
+        self.scratch.shrink_to(SCRATCH_KEPT);
+        applied.map_err(|fault| match fault {
+            WriteFault::Engine(error) => stop_cause(&self.file, error),
+            WriteFault::Directory { .. } => StopCause::Corrupt {
+                detail: format!("{} is damaged: {fault}", self.file.display()),
+            },
+        })
     }
 
     fn file_bytes(&self) -> u64 {
@@ -104,43 +170,57 @@ impl Engine for RedbEngine {
     }
 
     fn close(&mut self) {
-        let database = self
-            .database
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        // Dropped outside the lock: it commits the allocator's state, which takes a sync.
-        drop(database);
+        self.shared.show(None);
+        self.shared.close();
     }
 }
 
 /// Applies every operation in order. Tables are opened once, when first needed.
 fn apply_ops<'a>(
     transaction: &WriteTransaction,
-    whole: &mut Vec<u8>,
+    mut records: RecordsChange<'_, 'a>,
+    scratch: &mut Vec<u8>,
     ops: impl Iterator<Item = &'a Op>,
-) -> Result<(), RedbError> {
+) -> Result<RecordsWritten, WriteFault> {
     let mut tables: [Option<::redb::Table<'_, &[u8], &[u8]>>; Space::COUNT] =
         [const { None }; Space::COUNT];
     for op in ops {
         let (Op::Put { space, .. } | Op::Delete { space, .. } | Op::DeleteRange { space, .. }) = op;
+        if *space == Space::Records {
+            records.take(op);
+            continue;
+        }
         let slot = &mut tables[space.index()];
         let table = match slot {
             Some(table) => table,
-            None => slot.insert(transaction.open_table(TABLES[space.index()])?),
-        };
-        match op {
-            Op::Put { key, parts, .. } => {
-                whole.clear();
-                parts.iter().for_each(|part| whole.extend_from_slice(part));
-                whole.extend_from_slice(&trailer::of_parts(*space, key, parts));
-                table.insert(&key[..], &whole[..])?;
+            None => {
+                let table = transaction.open_table(TABLES[space.index()]);
+                slot.insert(table.map_err(RedbError::from)?)
             }
-            Op::Delete { key, .. } => drop(table.remove(&key[..])?),
-            Op::DeleteRange { start, end, .. } => {
-                if start < end {
-                    table.retain_in::<&[u8], _>(&start[..]..&end[..], |_, _| false)?;
-                }
+        };
+        apply_op(table, scratch, op)?;
+    }
+    records.write(transaction, scratch)
+}
+
+fn apply_op(
+    table: &mut ::redb::Table<'_, &[u8], &[u8]>,
+    scratch: &mut Vec<u8>,
+    op: &Op,
+) -> Result<(), RedbError> {
+    match op {
+        Op::Put { space, key, parts } => {
+            scratch.clear();
+            parts
+                .iter()
+                .for_each(|part| scratch.extend_from_slice(part));
+            scratch.extend_from_slice(&trailer::of_parts(*space, key, parts));
+            table.insert(&key[..], &scratch[..])?;
+        }
+        Op::Delete { key, .. } => drop(table.remove(&key[..])?),
+        Op::DeleteRange { start, end, .. } => {
+            if start < end {
+                table.retain_in::<&[u8], _>(&start[..]..&end[..], |_, _| false)?;
             }
         }
     }
