@@ -21,6 +21,7 @@ pub mod limits;
 mod memory;
 mod queue;
 mod redb;
+pub mod segment;
 mod shard;
 mod space;
 mod store;
