@@ -21,10 +21,10 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use millstream_store::Direction;
 use millstream_store::key::record::RecordKey;
 use millstream_store::segment::limits::READ_AHEAD;
 use millstream_store::segment::{DirFiles, Files, Segment, SegmentWriter, Summary};
+use millstream_store::{Direction, Key};
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
@@ -61,17 +61,31 @@ fn run(directory: &Path, total: usize) -> Outcome<()> {
             directory,
             files,
             value: payload(value_len),
+            keys: keys(SEGMENT_BYTES / value_len),
+            raw_bytes: payload(READ_AHEAD),
         };
         let summaries = bench.writing(rounds)?;
         bench.reading("read, from the disk", &summaries, true)?;
         bench.reading("read, OS-cached", &summaries, false)?;
-        bench.single("one value, OS-cached", &summaries)?;
         for summary in &summaries {
             bench.files.remove(summary.number)?;
             std::fs::remove_file(bench.raw(summary.number))?;
         }
     }
     Ok(())
+}
+
+/// As records have them, sorted.
+fn keys(count: usize) -> Vec<Key> {
+    let key = |number| {
+        RecordKey {
+            topic: 1,
+            partition: (number * PARTITIONS / count) as u32,
+            base_offset: number as u64,
+        }
+        .encode()
+    };
+    (0..count).map(key).collect()
 }
 
 fn payload(len: usize) -> Vec<u8> {
@@ -89,6 +103,8 @@ struct Bench<'a> {
     directory: &'a Path,
     files: Arc<dyn Files>,
     value: Vec<u8>,
+    keys: Vec<Key>,
+    raw_bytes: Vec<u8>,
 }
 
 impl Bench<'_> {
@@ -123,22 +139,14 @@ impl Bench<'_> {
 
     fn write_segment(&self, number: u64) -> Outcome<Summary> {
         let mut writer = SegmentWriter::new(Arc::clone(&self.files), number)?;
-        let each = (SEGMENT_BYTES / self.value.len() / PARTITIONS).max(1) as u64;
-        for partition in 0..PARTITIONS as u32 {
-            for base_offset in 0..each {
-                let key = RecordKey {
-                    topic: 1,
-                    partition,
-                    base_offset,
-                };
-                writer.push(&key.encode(), &self.value)?;
-            }
+        for key in &self.keys {
+            writer.push(key, &self.value)?;
         }
         Ok(writer.finish()?)
     }
 
     fn write_raw(&self, number: u64, len: usize) -> Outcome<()> {
-        let bytes = payload(READ_AHEAD);
+        let bytes = &self.raw_bytes;
         let mut file = File::create(self.raw(number))?;
         for start in (0..len).step_by(bytes.len()) {
             file.write_all(&bytes[..bytes.len().min(len - start)])?;
@@ -167,31 +175,6 @@ impl Bench<'_> {
             let start = Instant::now();
             read_raw(&paths[1], summary.file_bytes as usize)?;
             raw.add(summary.file_bytes, start);
-        }
-        self.report(what, &mut raw, &mut segment);
-        Ok(())
-    }
-
-    /// Finding one value, against reading the bytes of one block.
-    fn single(&self, what: &str, summaries: &[Summary]) -> Outcome<()> {
-        let (mut raw, mut segment) = (Times::default(), Times::default());
-        for summary in summaries {
-            let open = Segment::open(&*self.files, summary.number, summary.file_bytes)?;
-            let file = File::open(self.raw(summary.number))?;
-            let mut block = vec![0; 64 << 10];
-            for base_offset in 0..16 {
-                let key = RecordKey {
-                    topic: 1,
-                    partition: 7,
-                    base_offset,
-                };
-                let start = Instant::now();
-                open.get(&key.encode())?.ok_or("the value is not there")?;
-                segment.add(block.len() as u64, start);
-                let start = Instant::now();
-                file.read_exact_at(&mut block, base_offset << 16)?;
-                raw.add(block.len() as u64, start);
-            }
         }
         self.report(what, &mut raw, &mut segment);
         Ok(())

@@ -8,7 +8,7 @@
 //! What is absent: a sync that lies, and reads that fail for some bytes only.
 
 use std::collections::BTreeMap;
-use std::io::{self, ErrorKind, IoSlice};
+use std::io::{self, ErrorKind};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -421,10 +421,9 @@ struct NewFaultFile {
 }
 
 impl NewFile for NewFaultFile {
-    fn append(&mut self, parts: &mut [IoSlice<'_>]) -> io::Result<()> {
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
         let mut state = self.disk.lock();
         let torn = state.begin(FileOperation::Write)?.is_some();
-        let bytes: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
         let room = state.capacity.saturating_sub(state.used());
         let kept = if torn { bytes.len() / 2 } else { bytes.len() };
         // A disk that fills up takes what fits.

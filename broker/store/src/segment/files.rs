@@ -1,7 +1,7 @@
 //! The directory that segments lie in, behind a seam narrow enough for a test to break each step.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind, IoSlice, Write};
+use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -54,11 +54,11 @@ pub trait Files: Send + Sync + 'static {
 
 /// A file that is being written under a temporary name. Dropping it removes it.
 pub trait NewFile: Send {
-    /// Writes all of `parts`, one after the other, at the end.
+    /// Writes all of `bytes` at the end.
     ///
     /// # Errors
     /// If the system refuses; then an unknown part of the bytes has been written.
-    fn append(&mut self, parts: &mut [IoSlice<'_>]) -> io::Result<()>;
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()>;
 
     /// Makes durable what has been written.
     ///
@@ -225,18 +225,8 @@ struct NewDirFile {
 }
 
 impl NewFile for NewDirFile {
-    fn append(&mut self, mut parts: &mut [IoSlice<'_>]) -> io::Result<()> {
-        // Drops empty parts at the front: a write of nothing looks like a full disk.
-        IoSlice::advance_slices(&mut parts, 0);
-        while !parts.is_empty() {
-            match self.file.write_vectored(parts) {
-                Ok(0) => return Err(ErrorKind::WriteZero.into()),
-                Ok(written) => IoSlice::advance_slices(&mut parts, written),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all(bytes)
     }
 
     fn sync(&mut self) -> io::Result<()> {
@@ -286,8 +276,9 @@ mod tests {
 
     fn write(files: &DirFiles, number: u64, parts: &[&[u8]]) -> Box<dyn NewFile> {
         let mut file = files.create(number).unwrap();
-        let mut parts: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
-        file.append(&mut parts).unwrap();
+        for part in parts {
+            file.append(part).unwrap();
+        }
         file.sync().unwrap();
         file
     }

@@ -3,6 +3,8 @@
 //! Decoders take any bytes. They look at nothing before its checksum has been verified, and trust
 //! no length even then.
 
+use std::ops::Range;
+
 use bytes::Bytes;
 
 use super::limits::{BLOCK_BYTES, MAX_INDEX_BYTES};
@@ -145,10 +147,10 @@ impl BlockBuilder {
         self.entries += 1;
         self.keys.extend_from_slice(key);
         self.values_len += value_len;
-        let ends = [self.keys.len() as u32, self.values_len as u32];
-        for end in ends {
-            self.directory.extend_from_slice(&end.to_le_bytes());
-        }
+        let mut ends = [0; ENTRY_HEAD];
+        ends[..4].copy_from_slice(&(self.keys.len() as u32).to_le_bytes());
+        ends[4..].copy_from_slice(&(self.values_len as u32).to_le_bytes());
+        self.directory.extend_from_slice(&ends);
     }
 
     /// The head of the block that begins at `offset` and whose last values are `beyond`.
@@ -257,11 +259,15 @@ impl Block {
         &self.bytes[self.values_at..][self.starts(first).1..self.ends(last).1]
     }
 
-    /// As [`Block::values`], of one entry and sharing the buffer.
-    pub(super) fn shared_value(&self, at: usize) -> Bytes {
-        let (start, end) = (self.starts(at).1, self.ends(at).1);
+    /// Where the value of entry `at` lies among all values.
+    pub(super) fn value_place(&self, at: usize) -> Range<usize> {
+        self.starts(at).1..self.ends(at).1
+    }
+
+    /// The value at `place`, sharing the buffer.
+    pub(super) fn shared_value(&self, place: Range<usize>) -> Bytes {
         self.bytes
-            .slice(self.values_at + start..self.values_at + end)
+            .slice(self.values_at + place.start..self.values_at + place.end)
     }
 
     /// The first entry whose key is not less than `key`, or the number of entries.
@@ -554,7 +560,7 @@ impl Index {
     }
 
     /// The blocks that can hold keys from `start` on and, if there is one, before `end`.
-    pub(super) fn blocks_within(&self, start: &[u8], end: Option<&[u8]>) -> std::ops::Range<usize> {
+    pub(super) fn blocks_within(&self, start: &[u8], end: Option<&[u8]>) -> Range<usize> {
         if *start > *self.last_key || end.is_some_and(|end| end <= start) {
             return 0..0;
         }

@@ -13,6 +13,11 @@ pub const MAX_ENTRY_VALUE: usize = MAX_VALUE_LEN + TRAILER_LEN;
 /// 16 GiB of data.
 pub const MAX_INDEX_BYTES: usize = 8 << 20;
 
+/// A writer gathers this much for each write, and writes at multiples of it. Writes that are
+/// smaller, or begin and end within pages, leave the page cache in small pieces, which cost half
+/// as much again to bring to the disk.
+pub const WRITE_BYTES: usize = 1 << 20;
+
 /// How much a forward scan reads in one call when it wants more than one block.
 pub const READ_AHEAD: usize = 1 << 20;
 
@@ -40,4 +45,5 @@ const _: () = assert!(
 );
 const _: () = assert!(MAX_KEY_LEN <= u16::MAX as usize);
 const _: () = assert!(MAX_INDEX_BYTES < u32::MAX as usize);
+const _: () = assert!(WRITE_BYTES.is_power_of_two());
 const _: () = assert!(BLOCK_BYTES <= READ_AHEAD && COPY_GROUP <= BLOCK_BYTES);

@@ -300,7 +300,7 @@ pub(super) fn is_shared(len: usize, buffer_len: usize) -> bool {
 fn value(block: &Block, at: usize, buffer_len: usize) -> Bytes {
     let value = block.values(at, at);
     if is_shared(value.len(), buffer_len) {
-        block.shared_value(at)
+        block.shared_value(block.value_place(at))
     } else {
         Bytes::copy_from_slice(value)
     }

@@ -39,6 +39,8 @@ struct Current {
 #[derive(Default)]
 struct Copied {
     entries: Range<usize>,
+    /// Where the first of them lies among all values of the block.
+    start: usize,
     /// Their values, one after the other.
     values: Bytes,
 }
@@ -126,17 +128,17 @@ impl Current {
 
     fn value(&mut self, at: usize, direction: Direction) -> Bytes {
         let block = &self.block;
-        if is_shared(block.values(at, at).len(), self.buffer_len) {
-            return block.shared_value(at);
+        let place = block.value_place(at);
+        if is_shared(place.len(), self.buffer_len) {
+            return block.shared_value(place);
         }
         if !self.copied.entries.contains(&at) {
             self.copied = copy_group(block, at, &self.entries, direction);
         }
         let copied = &self.copied;
-        let start = block.values(copied.entries.start, at).len() - block.values(at, at).len();
         copied
             .values
-            .slice(start..start + block.values(at, at).len())
+            .slice(place.start - copied.start..place.end - copied.start)
     }
 }
 
@@ -157,6 +159,7 @@ fn copy_group(block: &Block, at: usize, left: &Range<usize>, direction: Directio
     }
     Copied {
         entries: first..last + 1,
+        start: block.value_place(first).start,
         values: Bytes::copy_from_slice(block.values(first, last)),
     }
 }

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::fault::{FaultFiles, FileFault, FileOperation};
-use super::limits::{BLOCK_BYTES, MAX_ENTRY_VALUE, READ_AHEAD};
+use super::limits::{BLOCK_BYTES, MAX_ENTRY_VALUE, READ_AHEAD, WRITE_BYTES};
 use super::*;
 use crate::batch::Key;
 use crate::fault::Effect;
@@ -302,7 +302,7 @@ fn break_at(rows: &Rows, fault: FileFault) -> bool {
 #[test]
 fn a_fault_at_any_operation_leaves_nothing_or_all() {
     let mut rows = records(100, 2_000);
-    rows.insert(vec![7], payload(3, 100_000));
+    rows.insert(vec![7], payload(3, WRITE_BYTES));
     let effects = [
         Effect::Fail(ErrorKind::StorageFull),
         Effect::Tear,
@@ -319,8 +319,8 @@ fn a_fault_at_any_operation_leaves_nothing_or_all() {
             struck += (1..).take_while(|nth| break_at(&rows, fault(*nth))).count();
         }
     }
-    // Of each: create, five blocks and the index, sync, rename, sync of the directory.
-    assert_eq!(struck, 3 * (1 + 6 + 1 + 1 + 1));
+    // Of each: create, the writes, sync, rename, sync of the directory.
+    assert_eq!(struck, 3 * (1 + 2 + 1 + 1 + 1));
 }
 
 #[test]
@@ -380,7 +380,7 @@ fn a_writer_refuses_what_cannot_be_read_back() {
     files.remove(NUMBER).unwrap();
     let mut writer = start();
     files.set_capacity(0);
-    let alone = vec![1; BLOCK_BYTES];
+    let alone = vec![1; WRITE_BYTES];
     assert!(writer.push(b"a", &alone).unwrap_err().is_disk_full());
     files.set_capacity(usize::MAX);
     assert_eq!(refused(writer.push(b"b", &alone)), Refused::GivenUp);
@@ -414,7 +414,7 @@ fn a_full_index_is_refused_before_it_is_too_long_to_read() {
     };
     let index = u64::from(pushed) * (format::INDEX_HEAD + key.len()) as u64;
     assert!(index > limits::MAX_INDEX_BYTES as u64 * 9 / 10, "{index}");
-    let written = writer.written();
+    let written = writer.block_bytes();
     let summary = writer.finish().unwrap();
     assert!(summary.file_bytes - written < limits::MAX_INDEX_BYTES as u64);
 }

@@ -1,15 +1,12 @@
 //! Writing a segment, from first entry to durable name.
 
-use std::io::IoSlice;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use smallvec::SmallVec;
-
 use super::error::{Refused, SegmentError};
 use super::files::{Files, NewFile};
-use super::format::{BLOCK_HEAD, BlockBuilder, FOOTER_LEN, IndexBuilder, Totals, is_alone};
-use super::limits::MAX_ENTRY_VALUE;
+use super::format::{BlockBuilder, FOOTER_LEN, IndexBuilder, Totals, is_alone};
+use super::limits::{MAX_ENTRY_VALUE, WRITE_BYTES};
 use crate::batch::Key;
 use crate::limits::MAX_KEY_LEN;
 
@@ -30,7 +27,8 @@ pub struct Summary {
     pub last: Key,
 }
 
-/// Writes one segment. Holds one block and the index in memory, whatever the segment's size.
+/// Writes one segment. Holds one block, what gathers for one write, and the index in memory,
+/// whatever the segment's size.
 ///
 /// Dropping it before [`SegmentWriter::finish`], or a failing write, removes what was written.
 pub struct SegmentWriter {
@@ -38,6 +36,8 @@ pub struct SegmentWriter {
     path: PathBuf,
     /// `None` once a write has failed: what the file holds is not known any more.
     file: Option<Box<dyn NewFile>>,
+    /// Blocks that gather for the next write.
+    gathered: Vec<u8>,
     block: BlockBuilder,
     index: IndexBuilder,
     totals: Totals,
@@ -65,6 +65,7 @@ impl SegmentWriter {
             files,
             path,
             file: Some(file),
+            gathered: Vec::with_capacity(WRITE_BYTES),
             block: BlockBuilder::default(),
             index: IndexBuilder::default(),
             totals,
@@ -82,8 +83,7 @@ impl SegmentWriter {
         self.push_parts(key, &[value])
     }
 
-    /// As [`SegmentWriter::push`], for a value that lies in several pieces. One that is large
-    /// enough for a block of its own is written from where it is.
+    /// As [`SegmentWriter::push`], for a value that lies in several pieces.
     ///
     /// # Errors
     /// As [`SegmentWriter::push`].
@@ -109,9 +109,9 @@ impl SegmentWriter {
         Ok(())
     }
 
-    /// Bytes written to the file so far; what is pushed gathers in memory up to a block.
+    /// Length of the blocks that are complete; what is pushed gathers until one is.
     #[must_use]
-    pub fn written(&self) -> u64 {
+    pub fn block_bytes(&self) -> u64 {
         self.totals.end
     }
 
@@ -131,6 +131,9 @@ impl SegmentWriter {
     /// Either way there is no segment of that number, unless the disk refuses even to remove it:
     /// then there is a whole one that nobody knows of.
     pub fn finish(mut self) -> Result<Summary, SegmentError> {
+        if self.file.is_none() {
+            return Err(self.refused(Refused::GivenUp));
+        }
         if !self.block.is_empty() {
             self.write_block(&[])?;
         }
@@ -139,9 +142,9 @@ impl SegmentWriter {
         };
         let (index, footer) = std::mem::take(&mut self.index).finish(self.totals, &self.last);
         let footer = footer.encode();
-        with_file(&mut self.file, &self.path, "write", |file| {
-            file.append(&mut [IoSlice::new(&index), IoSlice::new(&footer)])
-        })?;
+        self.append(&index)?;
+        self.append(&footer)?;
+        self.flush()?;
         self.sync()?;
         self.publish()?;
         let totals = self.totals;
@@ -203,21 +206,42 @@ impl SegmentWriter {
         }
     }
 
-    /// Writes the block that has gathered; `beyond` are its last values, as far as it did not
-    /// copy them.
+    /// Completes the block; `beyond` are its last values, as far as it did not copy them.
     fn write_block(&mut self, beyond: &[&[u8]]) -> Result<(), SegmentError> {
-        let (block, offset) = (&self.block, self.totals.end);
-        let head: [u8; BLOCK_HEAD] = block.head(self.totals.number, offset, beyond);
-        let parts = std::iter::once(&head[..]).chain(block.parts(beyond));
-        let mut parts: SmallVec<[IoSlice<'_>; 8]> = parts.map(IoSlice::new).collect();
-        with_file(&mut self.file, &self.path, "write", |file| {
-            file.append(&mut parts)
-        })?;
-        drop(parts);
+        let block = std::mem::take(&mut self.block);
+        let head = block.head(self.totals.number, self.totals.end, beyond);
+        self.append(&head)?;
+        for part in block.parts(beyond) {
+            self.append(part)?;
+        }
         self.index
             .push(block.first_key(), block.len() as u32, block.entries());
         self.totals.end += block.len() as u64;
+        // Its buffers serve the next one.
+        self.block = block;
         self.block.clear();
+        Ok(())
+    }
+
+    fn append(&mut self, mut bytes: &[u8]) -> Result<(), SegmentError> {
+        while !bytes.is_empty() {
+            let room = WRITE_BYTES - self.gathered.len();
+            let (taken, rest) = bytes.split_at(room.min(bytes.len()));
+            self.gathered.extend_from_slice(taken);
+            bytes = rest;
+            if self.gathered.len() == WRITE_BYTES {
+                self.flush()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), SegmentError> {
+        let gathered = &self.gathered;
+        with_file(&mut self.file, &self.path, "write", |file| {
+            file.append(gathered)
+        })?;
+        self.gathered.clear();
         Ok(())
     }
 }

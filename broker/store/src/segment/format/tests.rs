@@ -138,7 +138,10 @@ fn resealed(mut bytes: Vec<u8>, offset: u64) -> Bytes {
 fn use_block(block: &Block) {
     for at in 0..block.entries() {
         assert!(!block.key(at).is_empty());
-        assert_eq!(block.shared_value(at), block.values(at, at));
+        assert_eq!(
+            block.shared_value(block.value_place(at)),
+            block.values(at, at)
+        );
         assert!(block.lower_bound(block.key(at)) <= block.entries());
     }
     assert!(block.check_order().is_ok() || block.entries() > 1);
