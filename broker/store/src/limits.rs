@@ -64,6 +64,40 @@ pub(crate) const MAX_CHUNK_LEN: usize = PACKED_PAGE - PAGE_OVERHEAD - CHUNK_KEY_
 /// of [`MAX_VALUE_LEN`] on top, places within it are counted in 32 bits.
 pub(crate) const PACK_BYTES: usize = 64 << 20;
 
+/// What the hot file is allowed to take on the disk, in bytes, if nothing else is configured.
+pub const DEFAULT_HOT_BYTES: u64 = 512 << 20;
+
+/// Least that it can be set to: room for a few full group commits and a segment.
+pub const MIN_HOT_BYTES: u64 = 128 << 20;
+
+/// Records are sealed once the packs take this part of the hot file's limit (one in so many).
+/// Early, because after a crash what is in the hot file is read twice before the store opens.
+pub(crate) const SEAL_SHARE: u64 = 4;
+
+/// Appends wait once the packs take all but this part of the limit (one in so many): pages that
+/// were freed lie between others, and what is queued already still comes.
+pub(crate) const SPARE_SHARE: u64 = 4;
+
+/// Entries in packs from which on records are sealed, however small they are: their index is in
+/// memory, at about 100 bytes each.
+pub(crate) const HOT_ENTRIES: usize = 128 << 10;
+
+/// About how many bytes of packs become one segment. They are in memory while they are sorted.
+pub(crate) const SEGMENT_BYTES: u64 = 32 << 20;
+
+/// A segment that is being written is synced whenever so many bytes have been added.
+pub(crate) const SEAL_SYNC_BYTES: u64 = 4 << 20;
+
+/// Segments are rewritten when more than this part of what they hold is unwanted (one in so
+/// many), and more than one segment's worth.
+pub(crate) const GARBAGE_SHARE: u64 = 5;
+
+/// Bytes of sealed packs that a commit removes from the hot file, besides twice what it appends.
+pub(crate) const SWEEP_BYTES: u64 = 256 << 10;
+
+/// The same for a commit that does nothing else.
+pub(crate) const IDLE_SWEEP_BYTES: u64 = 8 << 20;
+
 /// Bytes every operation of a batch is charged for besides its key and value.
 pub(crate) const OP_COST: usize = 64;
 

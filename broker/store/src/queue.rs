@@ -38,6 +38,8 @@ pub(crate) struct Gate {
     health: watch::Sender<Health>,
     closed: AtomicBool,
     room: Arc<Semaphore>,
+    /// Whether appends must wait for the engine to make room on the disk.
+    full: watch::Sender<bool>,
 }
 
 impl Gate {
@@ -47,7 +49,19 @@ impl Gate {
             health: watch::Sender::new(Health::Serving),
             closed: AtomicBool::new(false),
             room: Arc::new(Semaphore::new(QUEUE_BYTES)),
+            full: watch::Sender::new(false),
         }
+    }
+
+    /// Has appends wait, or go on.
+    pub(crate) fn set_full(&self, full: bool) {
+        self.full
+            .send_if_modified(|was| std::mem::replace(was, full) != full);
+    }
+
+    /// Whether appends wait.
+    pub(crate) fn is_full(&self) -> bool {
+        *self.full.borrow()
     }
 
     /// Stops the shard for good. Only the first cause counts: later ones are its consequences.
@@ -67,12 +81,14 @@ impl Gate {
             tracing::error!(file = %self.file.display(), cause = %standing, "shard stopped");
         }
         self.room.close();
+        self.set_full(false);
         standing
     }
 
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::Release);
         self.room.close();
+        self.set_full(false);
     }
 
     pub(crate) fn stopped(&self) -> Option<Arc<StopCause>> {
@@ -103,6 +119,24 @@ impl Gate {
             Ok(room) => Ok(Permit { room, bytes }),
             Err(_) => Err(self.refusal()),
         }
+    }
+
+    /// As [`Gate::reserve`], once the engine has room for more records.
+    pub(crate) async fn reserve_append(
+        self: Arc<Self>,
+        bytes: usize,
+    ) -> Result<Permit, CommitError> {
+        let mut full = self.full.subscribe();
+        // The sender lives as long as this gate.
+        drop(full.wait_for(|full| !full || self.room.is_closed()).await);
+        self.reserve(bytes).await
+    }
+
+    pub(crate) fn try_reserve_append(&self, bytes: usize) -> Result<Option<Permit>, CommitError> {
+        if self.is_full() && !self.room.is_closed() {
+            return Ok(None);
+        }
+        self.try_reserve(bytes)
     }
 
     pub(crate) fn try_reserve(&self, bytes: usize) -> Result<Option<Permit>, CommitError> {
@@ -149,6 +183,8 @@ pub(crate) enum Next {
     Group(Vec<Job>),
     /// Nothing came before the deadline.
     Due,
+    /// The engine has something to do that is not a batch.
+    Chores,
     /// The queue is closed and empty.
     Closed,
 }
@@ -156,6 +192,7 @@ pub(crate) enum Next {
 #[derive(Default)]
 struct Waiting {
     jobs: VecDeque<Job>,
+    chores: bool,
     closed: bool,
 }
 
@@ -209,6 +246,12 @@ impl Queue {
         }
     }
 
+    /// Has the writer call [`crate::writer::Engine::chores`] soon.
+    pub(crate) fn nudge(&self) {
+        self.lock().chores = true;
+        self.ready.notify_one();
+    }
+
     pub(crate) fn close(&self) {
         self.gate.close();
         self.lock().closed = true;
@@ -225,6 +268,9 @@ impl Queue {
             }
             if waiting.closed {
                 return Next::Closed;
+            }
+            if std::mem::take(&mut waiting.chores) {
+                return Next::Chores;
             }
             waiting = match deadline {
                 None => self

@@ -5,30 +5,42 @@
 //! * [`write`]: one group of batches, one write transaction, one sync.
 //! * [`records`] and [`pack`]: what a commit appends, and how it lies in the file.
 //! * [`hot`]: the index of the packs, in memory.
+//! * [`seal`], [`sealed`], [`extent`] and [`sweep`]: moving the oldest packs into segments beside
+//!   the file, the rows that say so, and giving their space back.
 //! * [`view`]: the state after one commit, which snapshots share.
-//! * [`read`]: snapshots, with every value checked against its trailer.
+//! * [`read`] and [`merge`]: snapshots, with every value checked against its trailer.
 //!
-//! What is absent: sealing old records into files of their own, and compaction. Freed pages are
-//! used again, so a file whose retention keeps up stops growing; it does not shrink while open.
+//! What is absent: compaction of the file itself. Freed pages are used again, and sealing keeps
+//! what is in use below a limit.
 
+mod extent;
 mod hot;
+mod merge;
 mod open;
 mod pack;
 mod read;
 mod records;
+mod seal;
+mod sealed;
+mod sweep;
 mod view;
 mod write;
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
+use std::thread::{self, JoinHandle};
 
 use ::redb::{Database, StorageBackend, TableDefinition};
 use tokio::sync::watch;
 
 use crate::batch::WriteBatch;
 use crate::error::{CommitError, OpenError, ReadError};
-use crate::limits::{DEFAULT_CACHE_BYTES, DEFAULT_VERIFY_UP_TO};
+use crate::limits::{DEFAULT_CACHE_BYTES, DEFAULT_HOT_BYTES, DEFAULT_VERIFY_UP_TO, SEGMENT_BYTES};
 use crate::queue::{Gate, Permit};
+use crate::segment::fault::FaultFiles;
+use crate::segment::{DirFiles, Files, Segments};
 use crate::shard::Shard;
 use crate::space::Space;
 use crate::store::{Done, Health, Pending, Snapshot, Store, StoreStats};
@@ -40,6 +52,17 @@ const PACKS: TableDefinition<'static, (u64, u32), &'static [u8]> = TableDefiniti
 /// Where the values of each pack lie.
 const DIRECTORIES: TableDefinition<'static, u64, &'static [u8]> =
     TableDefinition::new("directories");
+
+/// Which segment holds which records, by the first of their keys.
+const EXTENTS: Table = TableDefinition::new("extents");
+/// The segments in use.
+const SEGMENTS: TableDefinition<'static, u64, &'static [u8]> = TableDefinition::new("segments");
+/// Numbers that the engine keeps for itself.
+const ENGINE: TableDefinition<'static, &'static str, u64> = TableDefinition::new("engine");
+/// In [`ENGINE`]: the first pack that is not sealed.
+const FLOOR: &str = "floor";
+/// In [`ENGINE`]: the number of the next segment.
+const NEXT_SEGMENT: &str = "next segment";
 
 /// The table of each space, in the order of [`Space::ALL`]. That of the records is not used.
 const TABLES: [Table; Space::COUNT] = {
@@ -65,6 +88,11 @@ pub struct RedbConfig {
     pub verify_up_to: u64,
     /// What a commit does for the sake of recovery.
     pub recovery: Recovery,
+    /// What the file may take on the disk, in bytes, as far as records go: beyond a part of it the
+    /// oldest are moved to segments, and appends wait rather than exceed it.
+    pub hot_bytes: u64,
+    /// About how many bytes of records become one segment; they are in memory meanwhile.
+    pub segment_bytes: u64,
 }
 
 impl Default for RedbConfig {
@@ -73,6 +101,8 @@ impl Default for RedbConfig {
             cache_bytes: DEFAULT_CACHE_BYTES,
             verify_up_to: DEFAULT_VERIFY_UP_TO,
             recovery: Recovery::default(),
+            hot_bytes: DEFAULT_HOT_BYTES,
+            segment_bytes: SEGMENT_BYTES,
         }
     }
 }
@@ -99,6 +129,8 @@ struct Shared {
     database: RwLock<Option<Database>>,
     /// What a snapshot taken now sees; `None` once closed.
     view: RwLock<Option<Arc<view::View>>>,
+    /// Bytes that packs take in the file.
+    hot_bytes: AtomicU64,
 }
 
 impl Shared {
@@ -109,6 +141,10 @@ impl Shared {
     fn view(&self) -> Option<Arc<view::View>> {
         let view = self.view.read().unwrap_or_else(PoisonError::into_inner);
         view.clone()
+    }
+
+    fn hot_bytes(&self, bytes: u64) {
+        self.hot_bytes.store(bytes, Ordering::Relaxed);
     }
 
     fn show(&self, view: Option<Arc<view::View>>) {
@@ -130,27 +166,36 @@ impl Shared {
     }
 }
 
-/// A [`Store`] in one redb file.
+/// A [`Store`] in one redb file, with segments beside it.
 pub struct RedbStore {
     shared: Arc<Shared>,
     gate: Arc<Gate>,
+    desk: Arc<seal::Desk>,
+    sealer: Mutex<Option<JoinHandle<()>>>,
     shard: Shard,
 }
 
+/// The directory of the segments that belong to the file at `path`.
+fn segment_directory(path: &Path) -> PathBuf {
+    path.with_extension("segments")
+}
+
 impl RedbStore {
-    /// Opens the store at `path`, creating it if there is no file. Blocking: after a crash it
-    /// reads the whole file.
+    /// Opens the store at `path`, creating it if there is no file; its segments lie in a directory
+    /// of the same name that ends in `.segments`. Blocking: after a crash it reads the whole file.
     ///
     /// # Errors
     /// If the file is in use, of another version, damaged, or not a store; see [`OpenError`].
     pub fn open(path: impl AsRef<Path>, config: &RedbConfig) -> Result<Self, OpenError> {
         let path = path.as_ref();
         let database = open::open_file(path, config)?;
-        Self::start(path.to_owned(), database, config)
+        let files = DirFiles::open(&segment_directory(path)).map_err(open::segment_error)?;
+        Self::start(path.to_owned(), database, Arc::new(files), config)
     }
 
-    /// Opens the store in `backend`, creating it if the backend is empty. `name` stands for the
-    /// file in errors. For tests: [`crate::fault`] has backends that fail on request.
+    /// Opens the store in `backend`, creating it if the backend is empty, with its segments in
+    /// memory. `name` stands for the file in errors. For tests: [`crate::fault`] has backends that
+    /// fail on request.
     ///
     /// # Errors
     /// As [`RedbStore::open`].
@@ -159,32 +204,93 @@ impl RedbStore {
         name: impl Into<PathBuf>,
         config: &RedbConfig,
     ) -> Result<Self, OpenError> {
-        let name = name.into();
-        let database = open::open_backend(backend, &name, config)?;
-        Self::start(name, database, config)
+        Self::open_with(backend, Arc::new(FaultFiles::new()), name, config)
     }
 
-    fn start(file: PathBuf, database: Database, config: &RedbConfig) -> Result<Self, OpenError> {
-        let (index, sight) = open::load_index(&database, &file)?;
+    /// As [`RedbStore::open_with_backend`], with its segments in `files`.
+    ///
+    /// # Errors
+    /// As [`RedbStore::open`].
+    pub fn open_with(
+        backend: impl StorageBackend,
+        files: Arc<dyn Files>,
+        name: impl Into<PathBuf>,
+        config: &RedbConfig,
+    ) -> Result<Self, OpenError> {
+        let name = name.into();
+        let database = open::open_backend(backend, &name, config)?;
+        Self::start(name, database, files, config)
+    }
+
+    /// Moves a segment's worth of the oldest records out of the hot file now, however few there
+    /// are. Blocking; whether it could be done shows in [`Store::trouble`]. It is done of its own
+    /// accord when the file demands it.
+    pub fn seal_now(&self) {
+        self.desk.seal_now();
+    }
+
+    fn start(
+        file: PathBuf,
+        database: Database,
+        files: Arc<dyn Files>,
+        config: &RedbConfig,
+    ) -> Result<Self, OpenError> {
+        let loaded = open::load(&database, &file)?;
+        let next_segment = open::match_segments(&*files, &loaded)?;
+        let loaded = open::Loaded {
+            next_segment,
+            ..loaded
+        };
+        let segments = Arc::new(Segments::new(files, crate::segment::OpenLimits::default()));
         let shared = Arc::<Shared>::default();
         *shared
             .database
             .write()
             .unwrap_or_else(PoisonError::into_inner) = Some(database);
         let gate = Arc::new(Gate::new(file.clone()));
-        let (name, recovery) = (file.clone(), config.recovery);
-        let engine = write::RedbEngine::new(Arc::clone(&shared), index, sight, name, recovery)
-            .map_err(|error| open::open_error(&file, error))?;
-        let shard = Shard::start(Arc::clone(&gate), engine).map_err(|source| OpenError::Io {
-            action: "start a writer thread for",
-            file,
+        let desk = Arc::<seal::Desk>::default();
+        let engine = write::RedbEngine::new(
+            Arc::clone(&shared),
+            loaded,
+            Arc::clone(&segments),
+            Arc::clone(&desk),
+            Arc::clone(&gate),
+            config,
+        );
+        let engine = engine.map_err(|error| open::open_error(&file, error))?;
+        let no_thread = |action, source| OpenError::Io {
+            action,
+            file: file.clone(),
             source,
-        })?;
+        };
+        let shard = Shard::start(Arc::clone(&gate), engine)
+            .map_err(|source| no_thread("start a writer thread for", source))?;
+        let sealer = seal::Sealer {
+            shared: Arc::clone(&shared),
+            segments,
+            desk: Arc::clone(&desk),
+            queue: Arc::clone(shard.queue()),
+            next_segment,
+            segment_bytes: config.segment_bytes,
+            unreadable: HashSet::new(),
+        };
+        let sealer = thread::Builder::new()
+            .name("store-sealer".into())
+            .spawn(move || sealer.run())
+            .map_err(|source| no_thread("start a sealer thread for", source))?;
         Ok(Self {
             shared,
             gate,
+            desk,
+            sealer: Mutex::new(Some(sealer)),
             shard,
         })
+    }
+}
+
+impl Drop for RedbStore {
+    fn drop(&mut self) {
+        self.close();
     }
 }
 
@@ -209,8 +315,20 @@ impl Store for RedbStore {
         self.shard.try_reserve(bytes)
     }
 
+    fn reserve_append(&self, bytes: usize) -> Pending<Result<Permit, CommitError>> {
+        self.shard.reserve_append(bytes)
+    }
+
+    fn try_reserve_append(&self, bytes: usize) -> Result<Option<Permit>, CommitError> {
+        self.gate.try_reserve_append(bytes)
+    }
+
     fn submit(&self, permit: Permit, batch: WriteBatch, done: Done) {
         self.shard.submit(permit, batch, done);
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.desk.trouble()
     }
 
     fn health(&self) -> watch::Receiver<Health> {
@@ -222,7 +340,17 @@ impl Store for RedbStore {
     }
 
     fn close(&self) {
+        self.desk.close();
         self.shard.close();
+        let sealer = self
+            .sealer
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        // It waits for the writer only until it sees that the store is closing.
+        if sealer.is_some_and(|sealer| sealer.join().is_err()) {
+            tracing::error!(file = %self.gate.file.display(), "the sealer thread panicked");
+        }
     }
 }
 

@@ -51,6 +51,14 @@ impl Shard {
         self.queue.gate.try_reserve(bytes)
     }
 
+    pub(crate) fn reserve_append(&self, bytes: usize) -> Pending<Result<Permit, CommitError>> {
+        Box::pin(Arc::clone(&self.queue.gate).reserve_append(bytes))
+    }
+
+    pub(crate) fn queue(&self) -> &Arc<Queue> {
+        &self.queue
+    }
+
     pub(crate) fn submit(&self, permit: Permit, batch: WriteBatch, done: Done) {
         self.queue.push(permit, batch, done);
     }

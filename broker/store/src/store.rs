@@ -42,6 +42,20 @@ pub trait Store: Send + Sync + 'static {
     /// If the shard has stopped or is closed.
     fn try_reserve(&self, bytes: usize) -> Result<Option<Permit>, CommitError>;
 
+    /// As [`Store::reserve`], for a batch that appends records: waits as well while the engine has
+    /// no room for more of them. What removes records must not wait for that.
+    fn reserve_append(&self, bytes: usize) -> Pending<Result<Permit, CommitError>> {
+        self.reserve(bytes)
+    }
+
+    /// As [`Store::reserve_append`], without waiting: `None` if there is no room now.
+    ///
+    /// # Errors
+    /// If the shard has stopped or is closed.
+    fn try_reserve_append(&self, bytes: usize) -> Result<Option<Permit>, CommitError> {
+        self.try_reserve(bytes)
+    }
+
     /// Puts a batch in the queue. Never blocks. Batches are applied in the order of submission.
     ///
     /// `done` is called exactly once, never from within this call, on the shard's writer thread,
@@ -76,6 +90,12 @@ pub trait Store: Send + Sync + 'static {
 
     /// Counters since the store was opened.
     fn stats(&self) -> StoreStats;
+
+    /// What an operator should know though the shard still serves: why records cannot be moved out
+    /// of the way, and what will come of it.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
 
     /// Commits what is queued, closes the file and ends the writer thread. Blocking. Calling it
     /// again does nothing; dropping the store does the same.

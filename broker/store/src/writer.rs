@@ -24,6 +24,15 @@ pub(crate) trait Engine: Send + 'static {
         durability: Durability,
     ) -> Result<(), StopCause>;
 
+    /// Does what the engine does of its own accord, a small step of it: called after each group,
+    /// and, with `idle`, after [`Queue::nudge`] when no batch waits. Says whether there is more.
+    ///
+    /// A failure stops the shard, as one of [`Engine::apply`] does.
+    fn chores(&mut self, idle: bool) -> Result<bool, StopCause> {
+        let _ = idle;
+        Ok(false)
+    }
+
     /// Size of the file.
     fn file_bytes(&self) -> u64;
 
@@ -70,7 +79,11 @@ impl<E: Engine> Writer<E> {
                 .queue
                 .next(self.unflushed_since.map(|since| since + FLUSH_INTERVAL))
             {
-                Next::Group(jobs) => self.commit(jobs),
+                Next::Group(jobs) => {
+                    self.commit(jobs);
+                    self.chores(false);
+                }
+                Next::Chores => self.chores(true),
                 Next::Due => self.flush(),
                 Next::Closed => break,
             }
@@ -164,6 +177,23 @@ impl<E: Engine> Writer<E> {
                 let file = self.queue.gate.file.clone();
                 self.queue.gate.stop(StopCause::Panic { file, detail });
             }
+        }
+    }
+
+    fn chores(&mut self, idle: bool) {
+        if self.queue.gate.stopped().is_some() {
+            return;
+        }
+        let done = caught(|| self.engine.chores(idle)).unwrap_or_else(|detail| {
+            Err(StopCause::Panic {
+                file: self.queue.gate.file.clone(),
+                detail,
+            })
+        });
+        match done {
+            Ok(true) => self.queue.nudge(),
+            Ok(false) => {}
+            Err(cause) => drop(self.queue.gate.stop(cause)),
         }
     }
 

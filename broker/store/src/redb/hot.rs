@@ -42,21 +42,28 @@ struct Slot {
     dies: u64,
 }
 
-/// What is alive in a pack.
+/// A pack with something alive in it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct PackUse {
-    pub(super) entries: usize,
-    pub(super) bytes: u64,
+struct PackUse {
+    /// Entries that are alive.
+    entries: usize,
+    /// Bytes it takes in the file, whatever is alive in it.
+    bytes: u64,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct HotIndex {
     slots: BTreeMap<(Key, u64), Slot>,
     packs: BTreeMap<u64, PackUse>,
-    /// What died, in the order of the commits.
+    /// What died or was sealed, in the order of the commits.
     dead: VecDeque<(u64, (Key, u64))>,
-    bytes: u64,
+    alive: usize,
+    occupied: u64,
 }
+
+/// How many entries are forgotten at once: sealing a segment of small records must not make one
+/// commit wait for all of them.
+const FORGET_AT_ONCE: usize = 4096;
 
 impl HotIndex {
     /// Takes the entries of a new pack.
@@ -66,9 +73,13 @@ impl HotIndex {
         }
         let used = self.packs.entry(pack).or_default();
         used.entries += entries.len();
+        self.alive += entries.len();
+        let before = used.bytes;
         for entry in entries {
-            used.bytes += entry.bytes();
-            self.bytes += entry.bytes();
+            // Removed entries leave gaps: the end of the last one is what the pack takes.
+            used.bytes = used
+                .bytes
+                .max(u64::from(entry.offset) + u64::from(entry.len));
             let slot = Slot {
                 offset: entry.offset,
                 len: entry.len,
@@ -76,6 +87,7 @@ impl HotIndex {
             };
             self.slots.insert((entry.key, pack), slot);
         }
+        self.occupied += used.bytes - before;
     }
 
     /// The entry at `key` in `pack` is not part of the state after `commit`.
@@ -85,46 +97,57 @@ impl HotIndex {
             return;
         };
         slot.dies = commit;
-        let (offset, len) = (slot.offset, slot.len);
-        let bytes = Entry {
-            key: at.0.clone(),
-            offset,
-            len,
-        }
-        .bytes();
-        self.bytes -= bytes;
+        self.alive -= 1;
         if let Some(used) = self.packs.get_mut(&pack) {
             used.entries -= 1;
-            used.bytes -= bytes;
             if used.entries == 0 {
+                self.occupied -= used.bytes;
                 self.packs.remove(&pack);
             }
         }
         self.dead.push_back((commit, at));
     }
 
-    /// Forgets what died in `commit` or before.
+    /// The packs below `floor` are sealed by `commit`; `entries` are what is alive in them. They
+    /// stay for views that still see those packs. Returns the packs and their bytes.
+    pub(super) fn seal(
+        &mut self,
+        floor: u64,
+        entries: Vec<(Key, u64)>,
+        commit: u64,
+    ) -> Vec<(u64, u64)> {
+        self.alive -= entries.len();
+        self.dead.extend(entries.into_iter().map(|at| (commit, at)));
+        let kept = self.packs.split_off(&floor);
+        let sealed = std::mem::replace(&mut self.packs, kept);
+        let sealed: Vec<_> = sealed
+            .into_iter()
+            .map(|(pack, used)| (pack, used.bytes))
+            .collect();
+        self.occupied -= sealed.iter().map(|(_, bytes)| bytes).sum::<u64>();
+        sealed
+    }
+
+    /// Forgets what died in `commit` or before, some of it at a time.
     pub(super) fn forget(&mut self, commit: u64) {
-        while self.dead.front().is_some_and(|(died, _)| *died <= commit) {
+        for _ in 0..FORGET_AT_ONCE {
+            if self.dead.front().is_none_or(|(died, _)| *died > commit) {
+                return;
+            }
             if let Some((_, at)) = self.dead.pop_front() {
                 self.slots.remove(&at);
             }
         }
     }
 
-    /// Bytes of keys and values that are alive.
-    pub(super) fn bytes(&self) -> u64 {
-        self.bytes
+    /// Bytes that the packs take in the file which are not sealed.
+    pub(super) fn occupied(&self) -> u64 {
+        self.occupied
     }
 
-    /// How many entries are alive or not yet forgotten.
-    pub(super) fn len(&self) -> usize {
-        self.slots.len()
-    }
-
-    /// The packs with something alive in them, the oldest first.
-    pub(super) fn packs(&self) -> impl Iterator<Item = (u64, PackUse)> {
-        self.packs.iter().map(|(pack, used)| (*pack, *used))
+    /// How many entries are alive.
+    pub(super) fn alive(&self) -> usize {
+        self.alive
     }
 
     fn seen(sight: &Sight, pack: u64, slot: &Slot) -> Option<Place> {
@@ -260,9 +283,11 @@ mod tests {
                 }
                 index.insert(number, commit.puts.iter().map(|key| entry(*key)).collect());
                 if commit.seals {
-                    for (key, pack) in std::mem::take(&mut model) {
-                        index.kill(pack, Key::from([key]), number);
-                    }
+                    let sealed = std::mem::take(&mut model).into_iter();
+                    let sealed = sealed.map(|(key, pack)| (Key::from([key]), pack)).collect();
+                    let packs = index.seal(number + 1, sealed, number);
+                    prop_assert!(packs.iter().all(|(pack, bytes)| *pack <= number && *bytes > 0));
+                    prop_assert_eq!(index.occupied(), 0);
                     floor = number + 1;
                 }
                 if commit.forgets {
@@ -274,10 +299,9 @@ mod tests {
                 for (sight, rows) in &snapshots {
                     prop_assert_eq!(&seen(&index, sight), rows);
                 }
-                let alive: u64 = model.keys().map(|key| entry(*key).bytes()).sum();
-                prop_assert_eq!(index.bytes(), alive);
-                let entries: usize = index.packs().map(|(_, used)| used.entries).sum();
-                prop_assert_eq!(entries, model.len());
+                prop_assert_eq!(index.alive(), model.len());
+                let packs: BTreeMap<u64, ()> = model.values().map(|pack| (*pack, ())).collect();
+                prop_assert_eq!(index.occupied() == 0, packs.is_empty());
             }
         }
     }

@@ -7,6 +7,7 @@
 //! a torn commit, which was never acknowledged. With one-phase commit nothing tells a torn commit
 //! from one that was whole and then lost to the disk between the crash and the restart.
 
+use std::collections::{BTreeMap, VecDeque};
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
@@ -20,11 +21,16 @@ use ::redb::{
     TableError,
 };
 
+use super::extent::SegmentRow;
 use super::hot::{HotIndex, Sight};
 use super::write::begin;
-use super::{DIRECTORIES, PACKS, Recovery, RedbConfig, TABLES, pack};
+use super::{
+    DIRECTORIES, ENGINE, EXTENTS, FLOOR, NEXT_SEGMENT, PACKS, Recovery, RedbConfig, SEGMENTS,
+    TABLES, pack,
+};
 use crate::batch::Durability;
 use crate::error::OpenError;
+use crate::segment::{Files, SegmentError, StoredFile};
 use crate::space::Space;
 use crate::writer::caught;
 
@@ -132,6 +138,9 @@ fn lay_out(database: &Database) -> Result<(), RedbError> {
     }
     transaction.open_table(PACKS)?;
     transaction.open_table(DIRECTORIES)?;
+    transaction.open_table(EXTENTS)?;
+    transaction.open_table(SEGMENTS)?;
+    transaction.open_table(ENGINE)?;
     transaction
         .open_table(FORMAT)?
         .insert(FORMAT_KEY, &format_row(FORMAT_VERSION)[..])?;
@@ -227,32 +236,124 @@ fn read_format_row(row: &[u8]) -> Option<u32> {
     (row[4..] == crc32c::crc32c(&version).to_le_bytes()).then(|| u32::from_le_bytes(version))
 }
 
-/// Reads the directories of all packs: what the index in memory is made of.
-pub(super) fn load_index(database: &Database, file: &Path) -> Result<(HotIndex, Sight), OpenError> {
+/// What a database holds, as far as the engine keeps it in memory.
+pub(super) struct Loaded {
+    pub(super) index: HotIndex,
+    pub(super) sight: Sight,
+    pub(super) next_segment: u64,
+    /// Sealed packs that are still in the file, each with its bytes; the oldest first.
+    pub(super) swept: VecDeque<(u64, u64)>,
+    /// The segments in use, each with the length of its file.
+    pub(super) segments: BTreeMap<u64, u64>,
+}
+
+/// Reads the directories of all packs and the rows of all segments.
+pub(super) fn load(database: &Database, file: &Path) -> Result<Loaded, OpenError> {
     guarded(file, || {
-        let (mut index, mut end) = (HotIndex::default(), 0);
-        let directories = database.begin_read()?.open_table(DIRECTORIES)?;
-        for row in directories.range::<u64>(..)? {
+        let damaged = |detail| OpenError::Corrupt {
+            file: file.to_owned(),
+            detail,
+        };
+        let transaction = database.begin_read()?;
+        let marks = transaction.open_table(ENGINE)?;
+        let mark = |name| marks.get(name).map(|row| row.map_or(0, |row| row.value()));
+        let floor = mark(FLOOR)?;
+        let mut loaded = Loaded {
+            index: HotIndex::default(),
+            sight: Sight {
+                floor,
+                end: floor,
+                commit: 0,
+            },
+            next_segment: mark(NEXT_SEGMENT)?,
+            swept: VecDeque::new(),
+            segments: BTreeMap::new(),
+        };
+        for row in transaction.open_table(DIRECTORIES)?.range::<u64>(..)? {
             let (number, row) = row?;
             let number = number.value();
-            match pack::decode_directory(number, row.value()) {
-                Ok(entries) => index.insert(number, entries),
-                Err(why) => {
-                    return Ok(Err(OpenError::Corrupt {
-                        file: file.to_owned(),
-                        detail: format!("pack {number}: {why}"),
-                    }));
-                }
+            let entries = match pack::decode_directory(number, row.value()) {
+                Ok(entries) => entries,
+                Err(why) => return Ok(Err(damaged(format!("pack {number}: {why}")))),
+            };
+            if number < floor {
+                let bytes = entries.iter().map(|entry| u64::from(entry.len)).sum();
+                loaded.swept.push_back((number, bytes));
+            } else {
+                loaded.index.insert(number, entries);
+                loaded.sight.end = number + 1;
             }
-            end = number + 1;
         }
-        let sight = Sight {
-            floor: 0,
-            end,
-            commit: 0,
-        };
-        Ok(Ok((index, sight)))
+        for row in transaction.open_table(SEGMENTS)?.range::<u64>(..)? {
+            let (number, row) = row?;
+            let number = number.value();
+            match SegmentRow::decode(number, row.value()) {
+                Ok(row) => drop(loaded.segments.insert(number, row.file_bytes)),
+                Err(why) => return Ok(Err(damaged(format!("segment {number}: {why}")))),
+            }
+        }
+        Ok(Ok(loaded))
     })
+}
+
+/// Removes files that a crash has left, and reports those that are missing. Returns the number for
+/// the next segment.
+pub(super) fn match_segments(files: &dyn Files, loaded: &Loaded) -> Result<u64, OpenError> {
+    let failed = |action, path: PathBuf| {
+        move |source| OpenError::Io {
+            action,
+            file: path,
+            source,
+        }
+    };
+    files
+        .remove_unfinished()
+        .map_err(failed("remove unfinished segments beside", files.path(0)))?;
+    let found = files
+        .list()
+        .map_err(failed("list the segments beside", files.path(0)))?;
+    let mut next = loaded.next_segment;
+    let mut missing = loaded.segments.clone();
+    for StoredFile { number, bytes } in found {
+        next = next.max(number + 1);
+        let file = files.path(number);
+        match missing.remove(&number) {
+            // Sealing stopped before its commit, or unlinking after its own.
+            None => files.remove(number).map_err(failed("remove", file))?,
+            Some(expected) if expected != bytes => tracing::error!(
+                file = %file.display(), expected, bytes,
+                "a segment is damaged: what it holds is not served"
+            ),
+            Some(_) => {}
+        }
+    }
+    for number in missing.into_keys() {
+        next = next.max(number + 1);
+        let file = files.path(number);
+        tracing::error!(file = %file.display(), "a segment is missing: what it holds is not served");
+    }
+    Ok(next)
+}
+
+/// A failure to reach the segments at all.
+pub(super) fn segment_error(error: SegmentError) -> OpenError {
+    match error {
+        SegmentError::Io {
+            action,
+            file,
+            source,
+        } => OpenError::Io {
+            action,
+            file,
+            source,
+        },
+        SegmentError::Damaged { ref file, .. }
+        | SegmentError::Version { ref file, .. }
+        | SegmentError::Refused { ref file, .. } => OpenError::Corrupt {
+            file: file.clone(),
+            detail: error.to_string(),
+        },
+    }
 }
 
 /// Runs something that may fail or panic on a damaged file.

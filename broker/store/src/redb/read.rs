@@ -9,18 +9,21 @@
 //! has cached, at 1.6 to 2.9 GB/s: the kernel's copy into redb's page takes about half of the
 //! time, zeroing that page first a quarter, copying the value out less than a fifth.
 
-use std::ops::{Bound, Range};
+use std::ops::Range;
 use std::sync::Arc;
 
-use ::redb::Error as RedbError;
+use ::redb::{Error as RedbError, StorageError};
 use bytes::Bytes;
 
+use super::extent::RowDamaged;
 use super::hot::Place;
+use super::merge;
 use super::view::{Rows, View};
 use crate::batch::Key;
 use crate::error::{ReadError, StopCause};
 use crate::limits::TRAILER_LEN;
 use crate::queue::Gate;
+use crate::segment::SegmentError;
 use crate::space::Space;
 use crate::store::{Direction, Row, ScanLimit, ScanPage, Snapshot};
 use crate::trailer::{self, Damaged};
@@ -32,14 +35,30 @@ pub(super) struct RedbSnapshot {
 }
 
 /// Why one read failed, before it is known which key to blame.
-enum Fault {
+pub(super) enum Fault {
     Engine(RedbError),
     /// A value, with its key.
     Value(Key, Damaged),
+    /// A row that says what is sealed, with its key.
+    Row(Key, RowDamaged),
+    /// A segment's file.
+    Segment(SegmentError),
 }
 
-impl<E: Into<RedbError>> From<E> for Fault {
-    fn from(error: E) -> Self {
+impl From<SegmentError> for Fault {
+    fn from(error: SegmentError) -> Self {
+        Self::Segment(error)
+    }
+}
+
+impl From<RedbError> for Fault {
+    fn from(error: RedbError) -> Self {
+        Self::Engine(error)
+    }
+}
+
+impl From<StorageError> for Fault {
+    fn from(error: StorageError) -> Self {
         Self::Engine(error.into())
     }
 }
@@ -68,8 +87,7 @@ impl Snapshot for RedbSnapshot {
     fn get(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>, ReadError> {
         self.read(space, key, |view| {
             if space == Space::Records {
-                let place = view.indexed(|index, sight| index.find(sight, key));
-                return place.map(|place| packed(view, key, place)).transpose();
+                return merge::get(view, key);
             }
             match view.table(space)?.get(key)? {
                 Some(stored) => opened(space, key, stored.value()).map(Some),
@@ -89,7 +107,7 @@ impl Snapshot for RedbSnapshot {
             return Ok(ScanPage::default());
         }
         self.read(space, range.start, |view| match space {
-            Space::Records => scan_packs(view, range, direction, limit),
+            Space::Records => merge::scan(view, range, direction, limit),
             _ => scan_rows(view.table(space)?, space, range, direction, limit),
         })
     }
@@ -100,15 +118,7 @@ impl Snapshot for RedbSnapshot {
         }
         self.read(space, at, |view| {
             if space == Space::Records {
-                let mut found = None;
-                let range = (Bound::Included(start), Bound::Included(at));
-                view.indexed(|index, sight| {
-                    index.walk(sight, range, Direction::Backward, |key, _| {
-                        found = Some(key.clone());
-                        false
-                    });
-                });
-                return Ok(found);
+                return merge::floor_key(view, start, at);
             }
             match view.table(space)?.range::<&[u8]>(start..=at)?.next_back() {
                 Some(row) => Ok(Some(Key::from(row?.0.value()))),
@@ -149,34 +159,8 @@ fn scan_rows(
     }
 }
 
-/// The records in `range`. The index says which and where; no lock is held while they are read.
-fn scan_packs(
-    view: &View,
-    range: Range<&[u8]>,
-    direction: Direction,
-    limit: ScanLimit,
-) -> Result<ScanPage, Fault> {
-    let mut places: Vec<(Key, Place)> = Vec::new();
-    let (mut bytes, mut more) = (0usize, false);
-    let range = (Bound::Included(range.start), Bound::Excluded(range.end));
-    view.indexed(|index, sight| {
-        index.walk(sight, range, direction, |key, place| {
-            bytes = bytes.saturating_add(key.len() + place.len as usize);
-            more = limit.is_reached(places.len(), bytes);
-            if !more {
-                places.push((key.clone(), place));
-            }
-            !more
-        });
-    });
-    let row =
-        |(key, place): (Key, Place)| packed(view, &key, place).map(|value| Row { key, value });
-    let rows = places.into_iter().map(row).collect::<Result<_, Fault>>()?;
-    Ok(ScanPage { rows, more })
-}
-
 /// The value at `key`, which lies at `place`: within one chunk, or over several.
-fn packed(view: &View, key: &[u8], place: Place) -> Result<Bytes, Fault> {
+pub(super) fn packed(view: &View, key: &[u8], place: Place) -> Result<Bytes, Fault> {
     let Place { pack, offset, len } = place;
     let damaged = |damaged| Fault::Value(Key::from(key), damaged);
     let chunks = view.packs()?;
@@ -209,6 +193,8 @@ fn report(gate: &Gate, space: Space, key: &[u8], fault: Fault) -> ReadError {
     let file = || gate.file.clone();
     match fault {
         Fault::Value(key, damaged) => report_damage(gate, space, &key, damaged.to_string()),
+        Fault::Row(key, damaged) => report_damage(gate, space, &key, damaged.to_string()),
+        Fault::Segment(error) => report_segment(space, key, error),
         Fault::Engine(RedbError::DatabaseClosed) => ReadError::Closed { file: file() },
         Fault::Engine(error @ (RedbError::Io(_) | RedbError::PreviousIo)) => {
             let detail = error.to_string();
@@ -240,4 +226,25 @@ fn report_damage(gate: &Gate, space: Space, key: &[u8], detail: String) -> ReadE
         detail: error.to_string(),
     });
     error
+}
+
+/// What is wrong with a sealed segment is the trouble of those who read it: what lies in others,
+/// and what is still to come, does not depend on it, so the shard goes on.
+fn report_segment(space: Space, key: &[u8], error: SegmentError) -> ReadError {
+    tracing::error!(%error, "a sealed segment cannot be read");
+    match error {
+        SegmentError::Io { ref file, .. } => ReadError::Io {
+            file: file.clone(),
+            space,
+            detail: error.to_string(),
+        },
+        SegmentError::Damaged { ref file, .. }
+        | SegmentError::Version { ref file, .. }
+        | SegmentError::Refused { ref file, .. } => ReadError::Corrupt {
+            file: file.clone(),
+            space,
+            key: key.to_vec(),
+            detail: error.to_string(),
+        },
+    }
 }

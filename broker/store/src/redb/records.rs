@@ -2,16 +2,19 @@
 //! removes leaves the directories of the packs it lies in.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Bound;
+use std::ops::{Bound, Range};
 
 use ::redb::{Error as RedbError, ReadableTable, WriteTransaction};
 use bytes::Bytes;
 
+use super::extent::{RowDamaged, successor};
 use super::hot::{HotIndex, Sight};
 use super::pack::{self, DirectoryDamaged, Entry};
+use super::sealed::SealedTables;
 use super::{DIRECTORIES, PACKS};
 use crate::batch::{Key, Op};
 use crate::limits::{PACK_BYTES, TRAILER_LEN};
+use crate::segment::Segments;
 use crate::space::Space;
 use crate::store::Direction;
 use crate::trailer;
@@ -23,6 +26,11 @@ pub(super) enum WriteFault {
     Engine(#[from] RedbError),
     #[error("pack {pack}: {why}")]
     Directory { pack: u64, why: DirectoryDamaged },
+    #[error("a row of {table}: {why}")]
+    Row {
+        table: &'static str,
+        why: RowDamaged,
+    },
 }
 
 /// Gathers the operations of one commit. Nothing is written until [`RecordsChange::write`].
@@ -32,6 +40,8 @@ pub(super) struct RecordsChange<'i, 'a> {
     puts: BTreeMap<&'a Key, &'a [Bytes]>,
     /// What dies, by the pack it lies in.
     killed: BTreeMap<u64, BTreeSet<Key>>,
+    /// What is taken out of the sealed segments. They hold nothing that this commit puts.
+    cuts: Vec<Range<Key>>,
 }
 
 /// What was written, for the index to take over once it is committed.
@@ -39,6 +49,10 @@ pub(super) struct RecordsChange<'i, 'a> {
 pub(super) struct RecordsWritten {
     packs: Vec<(u64, Vec<Entry>)>,
     killed: BTreeMap<u64, BTreeSet<Key>>,
+    /// Segments that hold nothing any more.
+    pub(super) emptied: Vec<u64>,
+    /// Whether something may have been taken out of segments.
+    pub(super) cut: bool,
 }
 
 impl<'i, 'a> RecordsChange<'i, 'a> {
@@ -49,6 +63,7 @@ impl<'i, 'a> RecordsChange<'i, 'a> {
             sight,
             puts: BTreeMap::new(),
             killed: BTreeMap::new(),
+            cuts: Vec::new(),
         }
     }
 
@@ -62,6 +77,7 @@ impl<'i, 'a> RecordsChange<'i, 'a> {
             Op::Delete { key, .. } => {
                 self.kill(key);
                 self.puts.remove(key);
+                self.cut(key.clone()..successor(key));
             }
             Op::DeleteRange { start, end, .. } if start < end => {
                 self.puts.retain(|key, _| !(start..end).contains(key));
@@ -72,6 +88,7 @@ impl<'i, 'a> RecordsChange<'i, 'a> {
                         killed.entry(place.pack).or_default().insert(key.clone());
                         true
                     });
+                self.cut(start.clone()..end.clone());
             }
             Op::DeleteRange { .. } => {}
         }
@@ -84,14 +101,30 @@ impl<'i, 'a> RecordsChange<'i, 'a> {
         }
     }
 
+    fn cut(&mut self, range: Range<Key>) {
+        // Nothing has been sealed as long as the first pack is not.
+        if self.sight.floor > 0 {
+            self.cuts.push(range);
+        }
+    }
+
     /// Writes the change into `transaction`. `scratch` is where chunks are put together.
     pub(super) fn write(
         self,
         transaction: &WriteTransaction,
+        segments: &Segments,
         scratch: &mut Vec<u8>,
     ) -> Result<RecordsWritten, WriteFault> {
         if !self.killed.is_empty() {
             remove(transaction, &self.killed)?;
+        }
+        let mut emptied = Vec::new();
+        if !self.cuts.is_empty() {
+            let mut sealed = SealedTables::open(transaction)?;
+            for range in &self.cuts {
+                sealed.cut(&(&range.start[..]..&range.end[..]), segments)?;
+            }
+            emptied = sealed.finish();
         }
         let mut packs = Vec::new();
         let mut puts = self.puts.into_iter().peekable();
@@ -107,11 +140,24 @@ impl<'i, 'a> RecordsChange<'i, 'a> {
         Ok(RecordsWritten {
             packs,
             killed: self.killed,
+            emptied,
+            cut: !self.cuts.is_empty(),
         })
     }
 }
 
 impl RecordsWritten {
+    /// Whether something was taken from what was there before.
+    pub(super) fn killed(&self) -> bool {
+        !self.killed.is_empty()
+    }
+
+    /// Bytes of the packs that were written.
+    pub(super) fn bytes(&self) -> u64 {
+        let entries = self.packs.iter().flat_map(|(_, entries)| entries);
+        entries.map(|entry| u64::from(entry.len)).sum()
+    }
+
     /// How many packs were written.
     pub(super) fn packs(&self) -> u64 {
         self.packs.len() as u64

@@ -7,17 +7,22 @@
 
 use std::collections::VecDeque;
 use std::io::ErrorKind;
-use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock, Weak};
 
 use ::redb::{Database, Durability as RedbDurability, Error as RedbError, WriteTransaction};
 
 use super::hot::{HotIndex, Sight};
+use super::open::Loaded;
 use super::records::{RecordsChange, RecordsWritten, WriteFault};
+use super::seal::{Desk, SealJob, What};
+use super::sealed::{SealedEntry, SealedTables, set_marks};
 use super::view::View;
-use super::{Recovery, Shared, TABLES};
-use crate::batch::{Durability, Op, WriteBatch};
+use super::{Recovery, RedbConfig, Shared, TABLES, sweep};
+use crate::batch::{Durability, Key, Op, WriteBatch};
 use crate::error::StopCause;
+use crate::limits::{HOT_ENTRIES, IDLE_SWEEP_BYTES, SEAL_SHARE, SPARE_SHARE, SWEEP_BYTES};
+use crate::queue::Gate;
+use crate::segment::Segments;
 use crate::space::Space;
 use crate::trailer;
 use crate::writer::Engine;
@@ -25,12 +30,24 @@ use crate::writer::Engine;
 pub(super) struct RedbEngine {
     shared: Arc<Shared>,
     index: Arc<RwLock<HotIndex>>,
-    file: PathBuf,
+    segments: Arc<Segments>,
+    desk: Arc<Desk>,
+    gate: Arc<Gate>,
     recovery: Recovery,
+    hot_bytes: u64,
     /// What the next commit changes.
     sight: Sight,
     /// Views that a snapshot may still hold, the oldest first.
     views: VecDeque<(u64, Weak<View>)>,
+    /// How often something was taken out of packs.
+    kills: u64,
+    next_segment: u64,
+    /// Sealed packs that are still in the file, each with its bytes; the oldest first.
+    swept: VecDeque<(u64, u64)>,
+    /// Bytes of those.
+    unswept_bytes: u64,
+    /// Segments to unlink, each with the commit that emptied it.
+    emptied: VecDeque<(u64, u64)>,
     /// Where the parts of a value are put together.
     scratch: Vec<u8>,
 }
@@ -39,25 +56,51 @@ pub(super) struct RedbEngine {
 const SCRATCH_KEPT: usize = 1 << 20;
 
 impl RedbEngine {
-    /// Takes over a database that holds what `index` says, and publishes its first view.
+    /// Takes over a database that holds what was `loaded` from it, and publishes its first view.
     pub(super) fn new(
         shared: Arc<Shared>,
-        index: HotIndex,
-        sight: Sight,
-        file: PathBuf,
-        recovery: Recovery,
+        loaded: Loaded,
+        segments: Arc<Segments>,
+        desk: Arc<Desk>,
+        gate: Arc<Gate>,
+        config: &RedbConfig,
     ) -> Result<Self, RedbError> {
+        let unswept_bytes = loaded.swept.iter().map(|(_, bytes)| bytes).sum();
         let mut engine = Self {
             shared,
-            index: Arc::new(RwLock::new(index)),
-            file,
-            recovery,
-            sight,
+            index: Arc::new(RwLock::new(loaded.index)),
+            segments,
+            desk,
+            gate,
+            recovery: config.recovery,
+            hot_bytes: config.hot_bytes,
+            sight: loaded.sight,
             views: VecDeque::new(),
+            kills: 0,
+            next_segment: loaded.next_segment,
+            swept: loaded.swept,
+            unswept_bytes,
+            emptied: VecDeque::new(),
             scratch: Vec::new(),
         };
-        engine.publish(sight)?;
+        engine.publish(loaded.sight)?;
+        engine.weigh();
         Ok(engine)
+    }
+
+    /// Runs `work` in a transaction and commits it.
+    fn commit<T>(
+        &mut self,
+        durability: Durability,
+        work: impl FnOnce(&mut Self, &WriteTransaction) -> Result<T, WriteFault>,
+    ) -> Result<T, WriteFault> {
+        let shared = Arc::clone(&self.shared);
+        let database = shared.database();
+        let database = database.as_ref().ok_or(RedbError::DatabaseClosed)?;
+        let transaction = begin(database, durability, self.recovery)?;
+        let done = work(self, &transaction)?;
+        transaction.commit().map_err(RedbError::from)?;
+        Ok(done)
     }
 
     fn write(
@@ -65,37 +108,51 @@ impl RedbEngine {
         batches: &mut dyn Iterator<Item = &WriteBatch>,
         durability: Durability,
     ) -> Result<(), WriteFault> {
-        let written = {
-            let database = self.shared.database();
-            let database = database.as_ref().ok_or(RedbError::DatabaseClosed)?;
-            let transaction = begin(database, durability, self.recovery)?;
-            let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
-            let change = RecordsChange::new(&index, self.sight);
+        let (written, swept) = self.commit(durability, |engine, transaction| {
+            let index = engine.index.read().unwrap_or_else(PoisonError::into_inner);
+            let change = RecordsChange::new(&index, engine.sight);
             let ops = batches.flat_map(WriteBatch::ops);
-            let written = apply_ops(&transaction, change, &mut self.scratch, ops)?;
+            let (segments, scratch) = (&engine.segments, &mut engine.scratch);
+            let written = apply_ops(transaction, change, segments, scratch, ops)?;
             drop(index);
-            transaction.commit().map_err(RedbError::from)?;
-            written
-        };
+            let budget = 2 * written.bytes() + SWEEP_BYTES;
+            let swept = sweep::packs(transaction, &engine.swept, budget)?;
+            Ok((written, swept))
+        })?;
+        self.forget_swept(swept);
         let sight = Sight {
             floor: self.sight.floor,
             end: self.sight.end + written.packs(),
             commit: self.sight.commit + 1,
         };
-        self.take_over(written, sight.commit);
-        Ok(self.publish(sight)?)
+        self.kills += u64::from(written.killed());
+        if written.cut {
+            self.desk.cut();
+        }
+        let emptied = written.emptied.iter().map(|number| (sight.commit, *number));
+        self.emptied.extend(emptied);
+        self.take_over(sight.commit, |index| written.apply(index, sight.commit));
+        self.publish(sight)?;
+        self.weigh();
+        Ok(())
     }
 
-    /// Brings the index to the state just committed. Views before it see none of the change.
-    fn take_over(&mut self, written: RecordsWritten, commit: u64) {
+    /// The oldest commit whose state somebody still reads.
+    fn oldest_view(&mut self) -> u64 {
         while let Some((_, view)) = self.views.front()
             && view.strong_count() == 0
         {
             self.views.pop_front();
         }
-        let oldest = self.views.front().map_or(commit, |(commit, _)| *commit);
+        let oldest = self.views.front();
+        oldest.map_or(self.sight.commit, |(commit, _)| *commit)
+    }
+
+    /// Brings the index to the state just committed. Views before it see none of the change.
+    fn take_over(&mut self, commit: u64, change: impl FnOnce(&mut HotIndex)) {
+        let oldest = self.oldest_view().min(commit);
         let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
-        written.apply(&mut index, commit);
+        change(&mut index);
         index.forget(oldest);
     }
 
@@ -103,12 +160,149 @@ impl RedbEngine {
         let view = {
             let database = self.shared.database();
             let database = database.as_ref().ok_or(RedbError::DatabaseClosed)?;
-            Arc::new(View::new(database, sight, Arc::clone(&self.index))?)
+            let index = Arc::clone(&self.index);
+            let segments = Arc::clone(&self.segments);
+            Arc::new(View::new(database, sight, self.kills, index, segments)?)
         };
         self.views.push_back((sight.commit, Arc::downgrade(&view)));
         self.sight = sight;
         self.shared.show(Some(view));
         Ok(())
+    }
+
+    /// Calls the sealer, and holds appends back, as the packs' size demands.
+    fn weigh(&self) {
+        let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
+        let (unsealed, entries) = (index.occupied(), index.alive());
+        drop(index);
+        if unsealed >= self.hot_bytes / SEAL_SHARE || entries >= HOT_ENTRIES {
+            self.desk.want();
+        }
+        let full = self.hot_bytes - self.hot_bytes / SPARE_SHARE;
+        let too_many = entries >= 2 * HOT_ENTRIES;
+        self.gate
+            .set_full(unsealed + self.unswept_bytes >= full || too_many);
+        self.shared.hot_bytes(unsealed + self.unswept_bytes);
+    }
+
+    fn forget_swept(&mut self, packs: usize) {
+        for (_, bytes) in self.swept.drain(..packs) {
+            self.unswept_bytes -= bytes;
+        }
+    }
+
+    /// Commits what the sealer has prepared. `false` if it does not fit what has happened since.
+    fn seal(&mut self, job: &SealJob) -> Result<bool, WriteFault> {
+        match &job.what {
+            What::Packs {
+                through,
+                entries,
+                kills,
+            } => self
+                .seal_packs(job, *through, entries, *kills)
+                .map(|()| true),
+            What::Extents(extents) => {
+                let new = (job.segment.number, job.segment.file_bytes);
+                let (done, emptied) = self.commit(Durability::Sync, |engine, transaction| {
+                    let mut sealed = SealedTables::open(transaction)?;
+                    let done = sealed.replace(new, extents)?;
+                    engine.next_segment = engine.next_segment.max(new.0 + 1);
+                    set_marks(transaction, engine.sight.floor, engine.next_segment)?;
+                    Ok((done, sealed.finish()))
+                })?;
+                self.after_seal(self.sight.floor, emptied, |_| ())?;
+                Ok(done)
+            }
+        }
+    }
+
+    fn seal_packs(
+        &mut self,
+        job: &SealJob,
+        through: u64,
+        entries: &[(SealedEntry, u64)],
+        kills: u64,
+    ) -> Result<(), WriteFault> {
+        let alive = self.still_alive(entries, kills);
+        let wanted: Vec<SealedEntry> = alive.iter().map(|at| entries[*at].0.clone()).collect();
+        let gap = |at: usize| alive[at] != alive[at - 1] + 1;
+        let emptied = self.commit(Durability::Sync, |engine, transaction| {
+            let mut sealed = SealedTables::open(transaction)?;
+            let segment = (job.segment.number, job.segment.file_bytes);
+            sealed.add(segment, &wanted, gap, &engine.segments)?;
+            engine.next_segment = engine.next_segment.max(segment.0 + 1);
+            set_marks(transaction, through, engine.next_segment)?;
+            Ok(sealed.finish())
+        })?;
+        let keys = alive.iter().map(|at| &entries[*at]);
+        let keys: Vec<(Key, u64)> = keys.map(|(e, pack)| (e.key.clone(), *pack)).collect();
+        let mut moved = Vec::new();
+        let commit = self.sight.commit + 1;
+        self.after_seal(through, emptied, |index| {
+            moved = index.seal(through, keys, commit);
+        })?;
+        self.unswept_bytes += moved.iter().map(|(_, bytes)| bytes).sum::<u64>();
+        self.swept.extend(moved);
+        self.weigh();
+        Ok(())
+    }
+
+    /// Places of the entries that have not been removed since they were read.
+    fn still_alive(&self, entries: &[(SealedEntry, u64)], kills: u64) -> Vec<usize> {
+        if kills == self.kills {
+            return (0..entries.len()).collect();
+        }
+        let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
+        let alive = |at: &usize| {
+            let (entry, pack) = &entries[*at];
+            let place = index.find(&self.sight, &entry.key);
+            place.is_some_and(|place| place.pack == *pack)
+        };
+        (0..entries.len()).filter(alive).collect()
+    }
+
+    fn after_seal(
+        &mut self,
+        floor: u64,
+        emptied: Vec<u64>,
+        change: impl FnOnce(&mut HotIndex),
+    ) -> Result<(), WriteFault> {
+        let sight = Sight {
+            floor,
+            end: self.sight.end,
+            commit: self.sight.commit + 1,
+        };
+        let emptied = emptied.into_iter().map(|number| (sight.commit, number));
+        self.emptied.extend(emptied);
+        self.take_over(sight.commit, change);
+        Ok(self.publish(sight)?)
+    }
+
+    /// Hands segments to the sealer that nobody can read any more. Says whether more will follow.
+    fn unlink(&mut self) -> bool {
+        if self.emptied.is_empty() {
+            return false;
+        }
+        let oldest = self.oldest_view();
+        let ready = self
+            .emptied
+            .partition_point(|(commit, _)| *commit <= oldest);
+        let ready = self.emptied.drain(..ready).map(|(_, number)| number);
+        let ready: Vec<u64> = ready.collect();
+        if !ready.is_empty() {
+            self.desk.unlink(ready);
+        }
+        !self.emptied.is_empty()
+    }
+
+    fn stop_cause(&self, fault: WriteFault) -> StopCause {
+        let file = &self.gate.file;
+        match fault {
+            WriteFault::Engine(error) => stop_cause(file, error),
+            WriteFault::Directory { .. } | WriteFault::Row { .. } => StopCause::Corrupt {
+                detail: format!("{} is damaged: {fault}", file.display()),
+            },
+        }
     }
 }
 
@@ -157,16 +351,36 @@ impl Engine for RedbEngine {
         let applied = self.write(batches, durability);
         self.scratch.clear();
         self.scratch.shrink_to(SCRATCH_KEPT);
-        applied.map_err(|fault| match fault {
-            WriteFault::Engine(error) => stop_cause(&self.file, error),
-            WriteFault::Directory { .. } => StopCause::Corrupt {
-                detail: format!("{} is damaged: {fault}", self.file.display()),
-            },
-        })
+        applied.map_err(|fault| self.stop_cause(fault))
+    }
+
+    fn chores(&mut self, idle: bool) -> Result<bool, StopCause> {
+        if let Some(job) = self.desk.take_job() {
+            let done = self.seal(&job).map_err(|fault| self.stop_cause(fault))?;
+            // The sealer waits for this answer, or has been told to give up.
+            let _ = job.reply.send(done);
+        }
+        if idle && !self.swept.is_empty() {
+            let swept = self.commit(Durability::Sync, |engine, transaction| {
+                sweep::packs(transaction, &engine.swept, IDLE_SWEEP_BYTES)
+            });
+            let swept = swept.map_err(|fault| self.stop_cause(fault))?;
+            self.forget_swept(swept);
+            let sight = Sight {
+                commit: self.sight.commit + 1,
+                ..self.sight
+            };
+            self.take_over(sight.commit, |_| ());
+            let published = self.publish(sight).map_err(WriteFault::Engine);
+            published.map_err(|fault| self.stop_cause(fault))?;
+            self.weigh();
+        }
+        let unlinking = self.unlink();
+        Ok(!self.swept.is_empty() || unlinking)
     }
 
     fn file_bytes(&self) -> u64 {
-        std::fs::metadata(&self.file).map_or(0, |metadata| metadata.len())
+        std::fs::metadata(&self.gate.file).map_or(0, |metadata| metadata.len())
     }
 
     fn close(&mut self) {
@@ -179,6 +393,7 @@ impl Engine for RedbEngine {
 fn apply_ops<'a>(
     transaction: &WriteTransaction,
     mut records: RecordsChange<'_, 'a>,
+    segments: &Segments,
     scratch: &mut Vec<u8>,
     ops: impl Iterator<Item = &'a Op>,
 ) -> Result<RecordsWritten, WriteFault> {
@@ -200,7 +415,7 @@ fn apply_ops<'a>(
         };
         apply_op(table, scratch, op)?;
     }
-    records.write(transaction, scratch)
+    records.write(transaction, segments, scratch)
 }
 
 fn apply_op(

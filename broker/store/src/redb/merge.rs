@@ -1,0 +1,256 @@
+//! Reading records, wherever they lie: hot ones from the packs, sealed ones from the segments.
+//! Where both have a key, the hot one is newer.
+
+use std::ops::{Bound, Range};
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::extent::{Extent, SegmentRow, successor};
+use super::hot::Place;
+use super::read::{Fault, packed};
+use super::view::View;
+use crate::batch::Key;
+use crate::limits::TRAILER_LEN;
+use crate::segment::Segment;
+use crate::space::Space;
+use crate::store::{Direction, Row, ScanLimit, ScanPage};
+use crate::trailer;
+
+/// The record at `key`.
+pub(super) fn get(view: &View, key: &[u8]) -> Result<Option<Bytes>, Fault> {
+    if let Some(place) = view.indexed(|index, sight| index.find(sight, key)) {
+        return packed(view, key, place).map(Some);
+    }
+    if !view.sealed {
+        return Ok(None);
+    }
+    let end = successor(key);
+    match extents(view, &(key..&end), Direction::Forward)?.next() {
+        Some(found) => {
+            let (_, extent) = found?;
+            let value = segment(view, extent.segment)?.get(key)?;
+            value.map(|stored| opened(key, stored)).transpose()
+        }
+        None => Ok(None),
+    }
+}
+
+/// The greatest key from `start` to `at`, both included.
+pub(super) fn floor_key(view: &View, start: &[u8], at: &[u8]) -> Result<Option<Key>, Fault> {
+    let mut hot = None;
+    let range = (Bound::Included(start), Bound::Included(at));
+    view.indexed(|index, sight| {
+        index.walk(sight, range, Direction::Backward, |key, _| {
+            hot = Some(key.clone());
+            false
+        });
+    });
+    if !view.sealed || hot.as_deref() == Some(at) {
+        return Ok(hot);
+    }
+    let end = successor(at);
+    for found in extents(view, &(start..&end), Direction::Backward)? {
+        let (first, extent) = found?;
+        let within = start.max(&first)..(&end[..]).min(&extent.end);
+        let segment = segment(view, extent.segment)?;
+        if let Some(row) = segment.iter_range(within, Direction::Backward).next() {
+            return Ok(hot.max(Some(row?.key)));
+        }
+    }
+    Ok(hot)
+}
+
+/// The records in `range`.
+pub(super) fn scan(
+    view: &View,
+    range: Range<&[u8]>,
+    direction: Direction,
+    limit: ScanLimit,
+) -> Result<ScanPage, Fault> {
+    let (hot, hot_more) = hot_places(view, &range, direction, limit);
+    if !view.sealed {
+        let rows = hot.into_iter().map(|(key, place)| row(view, key, place));
+        return Ok(ScanPage {
+            rows: rows.collect::<Result<_, Fault>>()?,
+            more: hot_more,
+        });
+    }
+    // Of what lies behind the last hot key that fits, nothing is wanted.
+    let last = hot.last().filter(|_| hot_more).map(|(key, _)| &key[..]);
+    let range = match (last, direction) {
+        (None, _) => range,
+        (Some(last), Direction::Forward) => range.start..last,
+        (Some(last), Direction::Backward) => last..range.end,
+    };
+    let (sealed, sealed_more) = sealed_rows(view, &range, direction, limit)?;
+    merged(view, (&hot, sealed), direction, limit).map(|mut page| {
+        page.more |= hot_more || sealed_more;
+        page
+    })
+}
+
+/// The first hot records of `range`, as many as the limit takes, and whether there are more. No
+/// lock is held while they are read.
+fn hot_places(
+    view: &View,
+    range: &Range<&[u8]>,
+    direction: Direction,
+    limit: ScanLimit,
+) -> (Vec<(Key, Place)>, bool) {
+    let mut places: Vec<(Key, Place)> = Vec::new();
+    let (mut bytes, mut more) = (0usize, false);
+    let bounds = (Bound::Included(range.start), Bound::Excluded(range.end));
+    view.indexed(|index, sight| {
+        index.walk(sight, bounds, direction, |key, place| {
+            bytes = bytes.saturating_add(key.len() + place.len as usize);
+            more = limit.is_reached(places.len(), bytes);
+            if !more {
+                places.push((key.clone(), place));
+            }
+            !more
+        });
+    });
+    (places, more)
+}
+
+/// The first sealed records of `range`, as many as the limit takes, and whether there are more.
+fn sealed_rows(
+    view: &View,
+    range: &Range<&[u8]>,
+    direction: Direction,
+    limit: ScanLimit,
+) -> Result<(Vec<Row>, bool), Fault> {
+    let mut rows = Vec::new();
+    let mut bytes = 0usize;
+    for found in extents(view, range, direction)? {
+        let (start, extent) = found?;
+        let within = range.start.max(&start)..range.end.min(&extent.end);
+        let segment = segment(view, extent.segment)?;
+        let wanted = limit.bytes.saturating_sub(bytes);
+        for row in segment.iter_range(within, direction).wanting(wanted) {
+            let Row { key, value } = row?;
+            bytes = bytes.saturating_add(key.len() + value.len());
+            if limit.is_reached(rows.len(), bytes) {
+                return Ok((rows, true));
+            }
+            let value = opened(&key, value)?;
+            rows.push(Row { key, value });
+        }
+    }
+    Ok((rows, false))
+}
+
+fn merged(
+    view: &View,
+    (hot, sealed): (&[(Key, Place)], Vec<Row>),
+    direction: Direction,
+    limit: ScanLimit,
+) -> Result<ScanPage, Fault> {
+    let mut page = ScanPage::default();
+    let mut bytes = 0usize;
+    let (mut hot, mut sealed) = (hot.iter().peekable(), sealed.into_iter().peekable());
+    loop {
+        let order = match (hot.peek(), sealed.peek()) {
+            (None, None) => return Ok(page),
+            (Some(_), None) => std::cmp::Ordering::Less,
+            (None, Some(_)) => std::cmp::Ordering::Greater,
+            (Some((key, _)), Some(row)) => match direction {
+                Direction::Forward => key.cmp(&row.key),
+                Direction::Backward => row.key.cmp(key),
+            },
+        };
+        if order.is_eq() {
+            sealed.next();
+        }
+        let next = if order.is_le() {
+            let len = hot
+                .peek()
+                .map_or(0, |(key, at)| key.len() + at.len as usize);
+            bytes = bytes.saturating_add(len);
+            hot.next().map(Ok)
+        } else {
+            let len = sealed
+                .peek()
+                .map_or(0, |row| row.key.len() + row.value.len());
+            bytes = bytes.saturating_add(len + TRAILER_LEN);
+            sealed.next().map(Err)
+        };
+        if limit.is_reached(page.rows.len(), bytes) {
+            page.more = true;
+            return Ok(page);
+        }
+        match next {
+            Some(Ok((key, place))) => page.rows.push(row(view, key.clone(), *place)?),
+            Some(Err(row)) => page.rows.push(row),
+            None => return Ok(page),
+        }
+    }
+}
+
+fn row(view: &View, key: Key, place: Place) -> Result<Row, Fault> {
+    packed(view, &key, place).map(|value| Row { key, value })
+}
+
+/// The value within what a segment holds at `key`, shared with the buffer it was read into.
+fn opened(key: &[u8], stored: Bytes) -> Result<Bytes, Fault> {
+    let len = trailer::open(Space::Records, key, &stored)
+        .map_err(|damaged| Fault::Value(Key::from(key), damaged))?
+        .len();
+    Ok(stored.slice(..len))
+}
+
+/// The extents that reach into `range`, in the direction's order, each with where it begins.
+fn extents<'v>(
+    view: &'v View,
+    range: &Range<&[u8]>,
+    direction: Direction,
+) -> Result<impl Iterator<Item = Result<(Key, Extent), Fault>> + use<'v>, Fault> {
+    let table = view.extents()?;
+    // Only the last that begins at the range's start or before can reach into it.
+    let start = match table.range::<&[u8]>(..=range.start)?.next_back() {
+        Some(row) => {
+            let (start, row) = row?;
+            let extent = decoded(start.value(), row.value())?;
+            let reaches = &extent.end[..] > range.start;
+            Key::from(if reaches { start.value() } else { range.start })
+        }
+        None => Key::from(range.start),
+    };
+    let mut rows = table.range::<&[u8]>(&start[..]..range.end)?;
+    let range_start = Key::from(range.start);
+    Ok(std::iter::from_fn(move || {
+        loop {
+            let row = match direction {
+                Direction::Forward => rows.next(),
+                Direction::Backward => rows.next_back(),
+            }?;
+            let found = row.map_err(Fault::from).and_then(|(start, row)| {
+                let extent = decoded(start.value(), row.value())?;
+                Ok((Key::from(start.value()), extent))
+            });
+            // One that begins exactly where the range does not reach is passed over.
+            if found
+                .as_ref()
+                .is_ok_and(|(_, extent)| extent.end <= range_start)
+            {
+                continue;
+            }
+            return Some(found);
+        }
+    }))
+}
+
+fn decoded(start: &[u8], row: &[u8]) -> Result<Extent, Fault> {
+    Extent::decode(start, row).map_err(|why| Fault::Row(Key::from(start), why))
+}
+
+/// An open segment, by the number that an extent names.
+pub(super) fn segment(view: &View, number: u64) -> Result<Arc<Segment>, Fault> {
+    let key = number.to_be_bytes();
+    let damaged = |why| Fault::Row(Key::from(key), why);
+    let row = view.segment_rows()?.get(number)?;
+    let row = row.ok_or_else(|| damaged(super::extent::RowDamaged))?;
+    let row = SegmentRow::decode(number, row.value()).map_err(damaged)?;
+    Ok(view.segments.get(number, row.file_bytes)?)
+}

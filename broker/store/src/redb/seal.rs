@@ -1,0 +1,499 @@
+//! The sealer: moves the oldest records out of the hot file into segments, on a thread of its own.
+//!
+//! ```text
+//! 1  read the oldest packs through a view        nothing has changed yet
+//! 2  write them, sorted by key, into a new file  a crash leaves a file that nobody knows: removed
+//! 3  sync the file, rename it, sync the directory           at the next start
+//! 4  one hot commit: segment, extents, floor     the writer does it; this is the move
+//! 5  later commits remove the packs below the floor, a little at a time
+//! ```
+//!
+//! Until step 4 is durable the records are in the hot file, from then on they are in the segment.
+//! What was removed from the log between steps 1 and 4 is left out of the extents.
+//!
+//! The same thread rewrites segments of which little is wanted any more, and unlinks files.
+
+use std::collections::HashSet;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::Shared;
+use super::extent::{Extent, SegmentRow};
+use super::merge;
+use super::pack;
+use super::read::Fault;
+use super::sealed::{SealedEntry, unlink};
+use super::view::View;
+use crate::batch::Key;
+use crate::limits::{GARBAGE_SHARE, SEAL_SYNC_BYTES};
+use crate::queue::Queue;
+use crate::segment::{SegmentError, SegmentWriter, Segments, Summary};
+use crate::space::Space;
+use crate::store::Direction;
+use crate::trailer;
+
+/// What the sealer asks the writer to commit.
+pub(super) struct SealJob {
+    pub(super) segment: Summary,
+    pub(super) what: What,
+    /// Told whether it was committed.
+    pub(super) reply: mpsc::SyncSender<bool>,
+}
+
+/// What a new segment holds.
+pub(super) enum What {
+    /// The packs below `through`.
+    Packs {
+        through: u64,
+        entries: Vec<(SealedEntry, u64)>,
+        /// How often something had been taken out of packs when they were read.
+        kills: u64,
+    },
+    /// Extents of other segments.
+    Extents(Vec<(Key, Extent)>),
+}
+
+#[derive(Default)]
+struct Papers {
+    /// The hot file holds more than it should.
+    wanted: bool,
+    /// Something was cut out of segments.
+    cut: bool,
+    job: Option<SealJob>,
+    unlink: Vec<u64>,
+    /// How often [`Desk::seal_now`] was called, and up to which call it was done.
+    asked: u64,
+    answered: u64,
+    closing: bool,
+    trouble: Option<String>,
+}
+
+/// Where the writer and the sealer leave word for each other.
+#[derive(Default)]
+pub(super) struct Desk {
+    papers: Mutex<Papers>,
+    wake: Condvar,
+}
+
+impl Desk {
+    fn lock(&self) -> MutexGuard<'_, Papers> {
+        // Nothing under this lock panics half-way through a change.
+        self.papers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The writer: the hot file is too large.
+    pub(super) fn want(&self) {
+        let mut papers = self.lock();
+        if !papers.wanted {
+            papers.wanted = true;
+            self.wake.notify_all();
+        }
+    }
+
+    /// Seals a segment's worth of packs, however few there are, and waits until that is done or
+    /// has failed.
+    pub(super) fn seal_now(&self) {
+        let mut papers = self.lock();
+        papers.asked += 1;
+        papers.wanted = true;
+        let call = papers.asked;
+        self.wake.notify_all();
+        while papers.answered < call && !papers.closing {
+            let woken = self.wake.wait(papers);
+            papers = woken.unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// The sealer: the calls up to `call` are done.
+    fn answer(&self, call: u64) {
+        self.lock().answered = call;
+        self.wake.notify_all();
+    }
+
+    /// The writer: records were cut out of segments.
+    pub(super) fn cut(&self) {
+        self.lock().cut = true;
+        self.wake.notify_all();
+    }
+
+    /// The writer: nobody reads these any more.
+    pub(super) fn unlink(&self, numbers: impl IntoIterator<Item = u64>) {
+        self.lock().unlink.extend(numbers);
+        self.wake.notify_all();
+    }
+
+    /// The writer: what there is to commit.
+    pub(super) fn take_job(&self) -> Option<SealJob> {
+        self.lock().job.take()
+    }
+
+    /// The store is closing.
+    pub(super) fn close(&self) {
+        self.lock().closing = true;
+        self.wake.notify_all();
+    }
+
+    /// Why sealing does not get on, if it does not.
+    pub(super) fn trouble(&self) -> Option<String> {
+        self.lock().trouble.clone()
+    }
+}
+
+/// Why a segment was not written.
+#[derive(Debug, thiserror::Error)]
+enum SealError {
+    #[error(transparent)]
+    Segment(#[from] SegmentError),
+    #[error("the hot file cannot be read: {0}")]
+    Hot(String),
+    #[error("the store is closing")]
+    Closing,
+}
+
+impl From<Fault> for SealError {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Segment(error) => Self::Segment(error),
+            Fault::Engine(error) => Self::Hot(error.to_string()),
+            Fault::Value(key, damaged) => Self::Hot(format!("key \"{key:?}\": {damaged}")),
+            Fault::Row(key, damaged) => Self::Hot(format!("row \"{key:?}\": {damaged}")),
+        }
+    }
+}
+
+impl<E: Into<::redb::Error>> From<E> for SealError {
+    fn from(error: E) -> Self {
+        Self::Hot(error.into().to_string())
+    }
+}
+
+pub(super) struct Sealer {
+    pub(super) shared: Arc<Shared>,
+    pub(super) segments: Arc<Segments>,
+    pub(super) desk: Arc<Desk>,
+    pub(super) queue: Arc<Queue>,
+    pub(super) next_segment: u64,
+    /// About how many bytes of packs become one segment.
+    pub(super) segment_bytes: u64,
+    /// Segments that could not be rewritten: not tried again before a restart.
+    pub(super) unreadable: HashSet<u64>,
+}
+
+/// What there is to do.
+enum Errand {
+    /// With the last call of [`Desk::seal_now`].
+    Seal(u64),
+    Rewrite,
+    Unlink(Vec<u64>),
+    Close,
+}
+
+/// How long the sealer waits after a failure, doubled with each one up to the second.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// How often the sealer looks whether the store is closing while it waits for the writer.
+const PATIENCE: Duration = Duration::from_millis(50);
+
+impl Sealer {
+    pub(super) fn run(mut self) {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let done = match self.next() {
+                Errand::Close => return,
+                Errand::Unlink(numbers) => {
+                    unlink(&self.segments, numbers);
+                    continue;
+                }
+                Errand::Seal(call) => {
+                    let done = self.seal();
+                    self.desk.answer(call);
+                    done
+                }
+                Errand::Rewrite => self.rewrite(),
+            };
+            match done {
+                Ok(()) => {
+                    pause = FIRST_PAUSE;
+                    self.desk.lock().trouble = None;
+                }
+                Err(SealError::Closing) => return,
+                Err(error) => {
+                    let file = &self.queue.gate.file;
+                    tracing::error!(
+                        file = %file.display(), %error, ?pause,
+                        "sealing does not get on; appends wait once the hot file is full"
+                    );
+                    self.desk.lock().trouble = Some(error.to_string());
+                    self.rest(pause);
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                    self.desk.want();
+                }
+            }
+        }
+    }
+
+    fn next(&self) -> Errand {
+        let mut papers = self.desk.lock();
+        loop {
+            if papers.closing {
+                return Errand::Close;
+            }
+            if !papers.unlink.is_empty() {
+                return Errand::Unlink(std::mem::take(&mut papers.unlink));
+            }
+            if std::mem::take(&mut papers.wanted) {
+                return Errand::Seal(papers.asked);
+            }
+            if std::mem::take(&mut papers.cut) {
+                return Errand::Rewrite;
+            }
+            let woken = self.desk.wake.wait(papers);
+            papers = woken.unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Waits, but not longer than the store stays open.
+    fn rest(&self, pause: Duration) {
+        let until = Instant::now() + pause;
+        let mut papers = self.desk.lock();
+        while !papers.closing {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            let woken = self.desk.wake.wait_timeout(papers, left);
+            papers = woken.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn writer(&mut self) -> Result<SegmentWriter, SealError> {
+        // A number is used once, so that a name never stands for two contents: what is copied
+        // to a backup needs not be copied again.
+        let number = self.next_segment;
+        self.next_segment += 1;
+        Ok(SegmentWriter::new(
+            Arc::clone(self.segments.files()),
+            number,
+        )?)
+    }
+
+    /// Seals the oldest packs, about as many as make a segment.
+    fn seal(&mut self) -> Result<(), SealError> {
+        let Some(view) = self.shared.view() else {
+            return Err(SealError::Closing);
+        };
+        let Some((through, entries, contents)) = oldest_packs(&view, self.segment_bytes)? else {
+            return Ok(());
+        };
+        let kills = view.kills;
+        // From here on the hot file's pages are not needed: let the writer use them again.
+        drop(view);
+        let mut writer = Paced::new(self.writer()?);
+        for (entry, place) in &entries {
+            let stored = &contents[place.content][place.range.clone()];
+            writer.push(&entry.key, stored)?;
+        }
+        drop(contents);
+        let segment = writer.finish()?;
+        let entries = entries.into_iter();
+        let entries = entries.map(|(entry, place)| (entry, place.pack)).collect();
+        let what = What::Packs {
+            through,
+            entries,
+            kills,
+        };
+        self.submit(segment, what)
+    }
+
+    /// Copies what is wanted of the emptiest segments into a new one, if much of all is unwanted.
+    fn rewrite(&mut self) -> Result<(), SealError> {
+        let Some(view) = self.shared.view() else {
+            return Err(SealError::Closing);
+        };
+        let victims = self.victims(&view)?;
+        if victims.is_empty() {
+            return Ok(());
+        }
+        let extents = extents_of(&view, &victims)?;
+        let mut writer = Paced::new(self.writer()?);
+        for (start, extent) in &extents {
+            let segment = merge::segment(&view, extent.segment)?;
+            for row in segment.iter_range(&start[..]..&extent.end, Direction::Forward) {
+                let copied = row.and_then(|row| writer.push(&row.key, &row.value));
+                if let Err(error) = copied {
+                    self.unreadable.insert(extent.segment);
+                    return Err(error.into());
+                }
+            }
+        }
+        drop(view);
+        self.desk.lock().cut = true;
+        self.submit(writer.finish()?, What::Extents(extents))
+    }
+
+    /// The segments to rewrite: those with the least that is wanted, as many as fit one segment.
+    fn victims(&self, view: &View) -> Result<HashSet<u64>, SealError> {
+        let (mut rows, mut data, mut live) = (Vec::new(), 0u64, 0u64);
+        for found in view.segment_rows()?.range::<u64>(..)? {
+            let (number, row) = found?;
+            let number = number.value();
+            let row = SegmentRow::decode(number, row.value())
+                .map_err(|why| SealError::Hot(format!("segment {number}: {why}")))?;
+            data += row.data_bytes;
+            live += row.live_bytes;
+            if !self.unreadable.contains(&number) && row.live_bytes < row.data_bytes {
+                rows.push((number, row));
+            }
+        }
+        let garbage = data.saturating_sub(live);
+        if garbage < self.segment_bytes || garbage < data / GARBAGE_SHARE {
+            return Ok(HashSet::new());
+        }
+        let share = |row: &SegmentRow| row.live_bytes as f64 / row.data_bytes.max(1) as f64;
+        rows.sort_by(|(_, a), (_, b)| share(a).total_cmp(&share(b)));
+        let (mut victims, mut bytes) = (HashSet::new(), 0);
+        for (number, row) in rows {
+            bytes += row.live_bytes;
+            if !victims.is_empty() && bytes > self.segment_bytes {
+                break;
+            }
+            victims.insert(number);
+        }
+        Ok(victims)
+    }
+
+    /// Has the writer commit a finished segment; removes the file if that does not come to pass.
+    fn submit(&self, segment: Summary, what: What) -> Result<(), SealError> {
+        let number = segment.number;
+        let (reply, answer) = mpsc::sync_channel(1);
+        self.desk.lock().job = Some(SealJob {
+            segment,
+            what,
+            reply,
+        });
+        self.queue.nudge();
+        let committed = loop {
+            match answer.recv_timeout(PATIENCE) {
+                Ok(committed) => break committed,
+                // The writer has gone, or its shard has stopped.
+                Err(RecvTimeoutError::Disconnected) => return Err(SealError::Closing),
+                Err(RecvTimeoutError::Timeout) => {
+                    let mut papers = self.desk.lock();
+                    if papers.closing && papers.job.take().is_some() {
+                        drop(papers);
+                        unlink(&self.segments, [number]);
+                        return Err(SealError::Closing);
+                    }
+                }
+            }
+        };
+        if !committed {
+            unlink(&self.segments, [number]);
+        }
+        Ok(())
+    }
+}
+
+/// Where an entry's value lies among the packs that were read.
+struct Content {
+    pack: u64,
+    content: usize,
+    range: std::ops::Range<usize>,
+}
+
+type Oldest = (u64, Vec<(SealedEntry, Content)>, Vec<Vec<u8>>);
+
+/// The oldest packs that are not sealed: where they end, their entries by key, their bytes.
+fn oldest_packs(view: &View, wanted: u64) -> Result<Option<Oldest>, SealError> {
+    let (mut entries, mut contents, mut bytes, mut through) = (Vec::new(), Vec::new(), 0, 0);
+    for row in view.directories()?.range(view.sight.floor..)? {
+        let (number, row) = row?;
+        let number = number.value();
+        let directory = pack::decode_directory(number, row.value())
+            .map_err(|why| SealError::Hot(format!("pack {number}: {why}")))?;
+        let content = read_pack(view, number)?;
+        for entry in directory {
+            let range = entry.offset as usize..(entry.offset + entry.len) as usize;
+            let stored = content.get(range.clone());
+            let stored = stored.ok_or_else(|| {
+                SealError::Hot(format!("pack {number} ends before key \"{:?}\"", entry.key))
+            })?;
+            trailer::open(Space::Records, &entry.key, stored)
+                .map_err(|damaged| Fault::Value(entry.key.clone(), damaged))?;
+            let place = Content {
+                pack: number,
+                content: contents.len(),
+                range,
+            };
+            let bytes = entry.bytes();
+            let key = entry.key;
+            entries.push((SealedEntry { key, bytes }, place));
+        }
+        bytes += content.len() as u64;
+        contents.push(content);
+        through = number + 1;
+        if bytes >= wanted {
+            break;
+        }
+    }
+    entries.sort_by(|(a, _), (b, _)| a.key.cmp(&b.key));
+    Ok((!entries.is_empty()).then_some((through, entries, contents)))
+}
+
+fn read_pack(view: &View, number: u64) -> Result<Vec<u8>, SealError> {
+    let mut content = Vec::new();
+    for chunk in view.packs()?.range((number, 0)..=(number, u32::MAX))? {
+        let (at, chunk) = chunk?;
+        if at.value().1 as usize != content.len() {
+            return Err(SealError::Hot(format!("pack {number} lacks a chunk")));
+        }
+        content.extend_from_slice(chunk.value());
+    }
+    Ok(content)
+}
+
+/// All extents that lie in `segments`, by where they begin.
+fn extents_of(view: &View, segments: &HashSet<u64>) -> Result<Vec<(Key, Extent)>, SealError> {
+    let mut extents = Vec::new();
+    for row in view.extents()?.range::<&[u8]>(..)? {
+        let (start, row) = row?;
+        let extent = Extent::decode(start.value(), row.value())
+            .map_err(|why| Fault::Row(Key::from(start.value()), why))?;
+        if segments.contains(&extent.segment) {
+            extents.push((Key::from(start.value()), extent));
+        }
+    }
+    Ok(extents)
+}
+
+/// Writes a segment with a sync every few megabytes, so that the syncs of hot commits, which the
+/// file system may make wait for it, never wait for long.
+struct Paced {
+    writer: SegmentWriter,
+    unsynced: u64,
+}
+
+impl Paced {
+    fn new(writer: SegmentWriter) -> Self {
+        Self {
+            writer,
+            unsynced: 0,
+        }
+    }
+
+    fn push(&mut self, key: &[u8], stored: &[u8]) -> Result<(), SegmentError> {
+        self.writer.push(key, stored)?;
+        self.unsynced += (key.len() + stored.len()) as u64;
+        if self.unsynced >= SEAL_SYNC_BYTES {
+            self.writer.sync()?;
+            self.unsynced = 0;
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Result<Summary, SegmentError> {
+        self.writer.finish()
+    }
+}
