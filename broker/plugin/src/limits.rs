@@ -123,7 +123,7 @@ impl Default for Limits {
             cpu_share: default_cpu_share(
                 std::thread::available_parallelism().map_or(1, usize::from),
             ),
-            cpu_burst: Duration::from_millis(500),
+            cpu_burst: Duration::from_millis(200),
             penalty_factor: 19,
             penalty_cap: Duration::from_secs(5),
         }

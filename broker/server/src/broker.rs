@@ -235,6 +235,7 @@ fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
     make_dir(&config.data_dir)?;
     let redb = RedbConfig {
         cache_bytes: config.storage.cache_bytes,
+        hot_bytes: config.storage.hot_bytes as u64,
         ..RedbConfig::default()
     };
     Ok(Arc::new(RedbStore::open(

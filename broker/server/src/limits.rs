@@ -92,6 +92,9 @@ pub const MTU: RangeInclusive<u64> = 1200..=6500;
 pub const CONNECTIONS: RangeInclusive<u64> = 1..=MAX_CONNECTIONS as u64;
 /// Sizes of the store's page cache that may be configured, in MiB.
 pub const CACHE_MIB: RangeInclusive<u64> = 1..=(64 << 10);
+/// What `storage.hot_mib` may be.
+pub const HOT_MIB: RangeInclusive<u64> =
+    (millstream_store::limits::MIN_HOT_BYTES >> 20)..=(1 << 20);
 /// Sizes of the tail cache that may be configured, in MiB.
 pub const TAIL_MIB: RangeInclusive<u64> = 1..=(64 << 10);
 

@@ -109,6 +109,9 @@ impl Default for TransportConfig {
 pub struct StorageConfig {
     /// Page cache of the store, in bytes.
     pub cache_bytes: usize,
+    /// What the hot file may take on the disk, in bytes, before records move to segments and
+    /// appends wait for that; see [`millstream_store::RedbConfig::hot_bytes`].
+    pub hot_bytes: usize,
     /// Newest records kept in memory over all partitions, in bytes, so that live consumers are
     /// served without touching the store.
     pub tail_bytes: usize,
@@ -118,6 +121,7 @@ impl Default for StorageConfig {
     fn default() -> Self {
         Self {
             cache_bytes: millstream_store::limits::DEFAULT_CACHE_BYTES,
+            hot_bytes: millstream_store::limits::DEFAULT_HOT_BYTES as usize,
             tail_bytes: TAIL_BYTES,
         }
     }

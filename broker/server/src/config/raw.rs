@@ -11,7 +11,7 @@ use millstream_plugin::limits::{Limits, MAX_INSTANCES};
 use serde::Deserialize;
 
 use super::{Config, ConfigError, PluginsConfig, StorageConfig, TlsFiles, TransportConfig, millis};
-use crate::limits::{CACHE_MIB, CONNECTIONS, MTU, TAIL_MIB};
+use crate::limits::{CACHE_MIB, CONNECTIONS, HOT_MIB, MTU, TAIL_MIB};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -50,6 +50,7 @@ struct Transport {
 #[serde(deny_unknown_fields)]
 struct Storage {
     cache_mib: Option<u64>,
+    hot_mib: Option<u64>,
     tail_mib: Option<u64>,
 }
 
@@ -154,6 +155,7 @@ impl Storage {
     fn check(self) -> Result<StorageConfig, ConfigError> {
         let Self {
             cache_mib,
+            hot_mib,
             tail_mib,
         } = self;
         let default = StorageConfig::default();
@@ -164,6 +166,7 @@ impl Storage {
                 CACHE_MIB,
                 default.cache_bytes,
             )?,
+            hot_bytes: mib("storage.hot_mib", hot_mib, HOT_MIB, default.hot_bytes)?,
             tail_bytes: mib("storage.tail_mib", tail_mib, TAIL_MIB, default.tail_bytes)?,
         })
     }

@@ -47,6 +47,7 @@ fn every_key_reaches_its_place() {
         max_connections = 7
         [storage]
         cache_mib = 9
+        hot_mib = 200
         tail_mib = 10
         [plugins]
         instances = 11
@@ -71,6 +72,7 @@ fn every_key_reaches_its_place() {
         config.storage,
         StorageConfig {
             cache_bytes: 9 << 20,
+            hot_bytes: 200 << 20,
             tail_bytes: 10 << 20
         }
     );
@@ -101,6 +103,7 @@ fn a_value_out_of_range_is_refused_with_its_key_and_range() {
         "transport.max_connections",
     );
     refused("[storage]\ntail_mib = 0", "storage.tail_mib");
+    refused("[storage]\nhot_mib = 127", "storage.hot_mib");
     refused(
         "[storage]\ncache_mib = 18446744073709551615",
         "storage.cache_mib",

@@ -78,8 +78,8 @@ pub struct Ticket {
 const ROW_BYTES: usize = 256;
 
 impl Ticket {
-    /// Waits for room in the shard's queue for `appends` and `rows`. This is
-    /// where a slow disk holds producers back.
+    /// Waits for room in the shard's queue for `appends` and `rows`, and for the store to have
+    /// room for more records if there are any. This is where a slow disk holds producers back.
     ///
     /// # Errors
     /// When the shard has stopped or closed.
@@ -93,9 +93,17 @@ impl Ticket {
             .map(|a| a.batch.bytes().len() + ROW_BYTES)
             .sum();
         let bytes = batches + rows.byte_len() + ROW_BYTES;
-        let permit = match store.try_reserve(bytes)? {
-            Some(permit) => permit,
-            None => store.reserve(bytes).await?,
+        // What appends nothing may be what makes room for what does.
+        let permit = if appends.is_empty() {
+            match store.try_reserve(bytes)? {
+                Some(permit) => permit,
+                None => store.reserve(bytes).await?,
+            }
+        } else {
+            match store.try_reserve_append(bytes)? {
+                Some(permit) => permit,
+                None => store.reserve_append(bytes).await?,
+            }
         };
         Ok(Self { permit })
     }
