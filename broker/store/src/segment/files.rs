@@ -5,10 +5,8 @@ use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread::JoinHandle;
 
 use super::error::SegmentError;
-use super::limits::SYNC_BYTES;
 
 /// A place for segment files, each known by its number.
 pub trait Files: Send + Sync + 'static {
@@ -174,9 +172,7 @@ impl Files for DirFiles {
             .truncate(true)
             .open(&path)?;
         Ok(Box::new(NewDirFile {
-            file: Arc::new(file),
-            unsynced: 0,
-            syncing: None,
+            file,
             finished: self.path(number),
             unfinished: Some(path),
         }))
@@ -222,47 +218,18 @@ impl Files for DirFiles {
 }
 
 struct NewDirFile {
-    file: Arc<File>,
-    /// Bytes written since the last sync began.
-    unsynced: usize,
-    /// The sync under way.
-    syncing: Option<JoinHandle<io::Result<()>>>,
+    file: File,
     finished: PathBuf,
     /// The temporary name, until the file has its own.
     unfinished: Option<PathBuf>,
 }
 
-impl NewDirFile {
-    /// Has the disk begin with what is written so far, while more is being prepared.
-    fn start_sync(&mut self) -> io::Result<()> {
-        self.end_sync()?;
-        let file = Arc::clone(&self.file);
-        let thread = std::thread::Builder::new().name("segment-sync".into());
-        self.syncing = Some(thread.spawn(move || file.sync_data())?);
-        self.unsynced = 0;
-        Ok(())
-    }
-
-    /// Waits for the sync under way. Its failure is the file's: the system tells only once.
-    fn end_sync(&mut self) -> io::Result<()> {
-        let ended = self.syncing.take().map(JoinHandle::join);
-        let panicked = |_| Err(io::Error::other("the sync panicked"));
-        ended.map_or(Ok(()), |ended| ended.unwrap_or_else(panicked))
-    }
-}
-
 impl NewFile for NewDirFile {
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        (&*self.file).write_all(bytes)?;
-        self.unsynced += bytes.len();
-        if self.unsynced >= SYNC_BYTES {
-            self.start_sync()?;
-        }
-        Ok(())
+        self.file.write_all(bytes)
     }
 
     fn sync(&mut self) -> io::Result<()> {
-        self.end_sync()?;
         self.file.sync_data()
     }
 

@@ -18,9 +18,6 @@ pub const MAX_INDEX_BYTES: usize = 8 << 20;
 /// as much again to bring to the disk.
 pub const WRITE_BYTES: usize = 1 << 20;
 
-/// After so many bytes a writer has the disk begin with them while it prepares the next.
-pub const SYNC_BYTES: usize = 8 << 20;
-
 /// How much a forward scan reads in one call when it wants more than one block.
 pub const READ_AHEAD: usize = 1 << 20;
 

@@ -1,3 +1,5 @@
+//! What is open, and what is closed to make room.
+
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::sync::Barrier;
