@@ -13,12 +13,15 @@
 //! Everything that reads is blocking; call it from a thread that may block. [`Store::submit`]
 //! never blocks.
 
+pub mod backup;
 mod batch;
 mod error;
 pub mod fault;
+mod figures;
 pub mod key;
 pub mod limits;
 mod memory;
+mod pace;
 mod queue;
 mod redb;
 pub mod segment;
@@ -33,7 +36,9 @@ mod conformance;
 
 pub use batch::{BatchRefused, Durability, Key, WriteBatch};
 pub use error::{CommitError, OpenError, ReadError, StopCause};
+pub use figures::{BUCKETS, Histogram, StorageFigures};
 pub use memory::MemoryStore;
+pub use pace::Pace;
 pub use queue::Permit;
 pub use redb::{Recovery, RedbConfig, RedbStore};
 pub use space::Space;

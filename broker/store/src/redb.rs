@@ -8,18 +8,22 @@
 //! * [`seal`], [`sealed`], [`extent`] and [`sweep`]: moving the oldest packs into segments beside
 //!   the file, the rows that say so, and giving their space back.
 //! * [`view`]: the state after one commit, which snapshots share.
+//! * [`freeze`] and [`restore`]: what a backup copies, and a store made of it.
 //! * [`read`] and [`merge`]: snapshots, with every value checked against its trailer.
 //!
 //! What is absent: compaction of the file itself. Freed pages are used again, and sealing keeps
 //! what is in use below a limit.
 
 mod extent;
+mod freeze;
 mod hot;
 mod merge;
+mod meter;
 mod open;
 mod pack;
 mod read;
 mod records;
+mod restore;
 mod seal;
 mod sealed;
 mod sweep;
@@ -28,22 +32,28 @@ mod write;
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::thread::{self, JoinHandle};
 
 use ::redb::{Database, StorageBackend, TableDefinition};
 use tokio::sync::watch;
 
+use crate::backup::{BackupError, Frozen, StoreId};
 use crate::batch::WriteBatch;
 use crate::error::{CommitError, OpenError, ReadError};
-use crate::limits::{DEFAULT_CACHE_BYTES, DEFAULT_HOT_BYTES, DEFAULT_VERIFY_UP_TO, SEGMENT_BYTES};
+use crate::limits::{
+    DEFAULT_CACHE_BYTES, DEFAULT_HOT_BYTES, DEFAULT_VERIFY_UP_TO, SEALS_BEFORE_BACKUP,
+    SEGMENT_BYTES,
+};
+use crate::pace::Stopwatch;
 use crate::queue::{Gate, Permit};
 use crate::segment::fault::FaultFiles;
 use crate::segment::{DirFiles, Files, Segments};
 use crate::shard::Shard;
 use crate::space::Space;
 use crate::store::{Done, Health, Pending, Snapshot, Store, StoreStats};
+
+pub use restore::{Restorer, RowRestorer};
 
 type Table = TableDefinition<'static, &'static [u8], &'static [u8]>;
 
@@ -63,6 +73,8 @@ const ENGINE: TableDefinition<'static, &'static str, u64> = TableDefinition::new
 const FLOOR: &str = "floor";
 /// In [`ENGINE`]: the number of the next segment.
 const NEXT_SEGMENT: &str = "next segment";
+/// In [`ENGINE`]: what the store is known by, as two halves of a number.
+const STORE_ID: [&str; 2] = ["store id, upper half", "store id, lower half"];
 
 /// The table of each space, in the order of [`Space::ALL`]. That of the records is not used.
 const TABLES: [Table; Space::COUNT] = {
@@ -129,8 +141,7 @@ struct Shared {
     database: RwLock<Option<Database>>,
     /// What a snapshot taken now sees; `None` once closed.
     view: RwLock<Option<Arc<view::View>>>,
-    /// Bytes that packs take in the file.
-    hot_bytes: AtomicU64,
+    meter: Arc<meter::Meter>,
 }
 
 impl Shared {
@@ -141,10 +152,6 @@ impl Shared {
     fn view(&self) -> Option<Arc<view::View>> {
         let view = self.view.read().unwrap_or_else(PoisonError::into_inner);
         view.clone()
-    }
-
-    fn hot_bytes(&self, bytes: u64) {
-        self.hot_bytes.store(bytes, Ordering::Relaxed);
     }
 
     fn show(&self, view: Option<Arc<view::View>>) {
@@ -173,6 +180,8 @@ pub struct RedbStore {
     desk: Arc<seal::Desk>,
     sealer: Mutex<Option<JoinHandle<()>>>,
     shard: Shard,
+    id: StoreId,
+    segment_bytes: u64,
 }
 
 /// The directory of the segments that belong to the file at `path`.
@@ -188,9 +197,13 @@ impl RedbStore {
     /// If the file is in use, of another version, damaged, or not a store; see [`OpenError`].
     pub fn open(path: impl AsRef<Path>, config: &RedbConfig) -> Result<Self, OpenError> {
         let path = path.as_ref();
-        let database = open::open_file(path, config)?;
+        let watch = Stopwatch::start();
+        let meter = Arc::default();
+        let database = open::open_file(path, config, &meter)?;
         let files = DirFiles::open(&segment_directory(path)).map_err(open::segment_error)?;
-        Self::start(path.to_owned(), database, Arc::new(files), config)
+        let store = Self::start(path.to_owned(), database, Arc::new(files), config, meter)?;
+        store.shared.meter.opened(watch.elapsed());
+        Ok(store)
     }
 
     /// Opens the store in `backend`, creating it if the backend is empty, with its segments in
@@ -218,8 +231,12 @@ impl RedbStore {
         config: &RedbConfig,
     ) -> Result<Self, OpenError> {
         let name = name.into();
-        let database = open::open_backend(backend, &name, config)?;
-        Self::start(name, database, files, config)
+        let watch = Stopwatch::start();
+        let meter = Arc::default();
+        let database = open::open_backend(backend, &name, config, &meter)?;
+        let store = Self::start(name, database, files, config, meter)?;
+        store.shared.meter.opened(watch.elapsed());
+        Ok(store)
     }
 
     /// Moves a segment's worth of the oldest records out of the hot file now, however few there
@@ -234,15 +251,21 @@ impl RedbStore {
         database: Database,
         files: Arc<dyn Files>,
         config: &RedbConfig,
+        meter: Arc<meter::Meter>,
     ) -> Result<Self, OpenError> {
         let loaded = open::load(&database, &file)?;
+        let id = open::store_id(&database, &file)?;
         let next_segment = open::match_segments(&*files, &loaded)?;
         let loaded = open::Loaded {
             next_segment,
             ..loaded
         };
         let segments = Arc::new(Segments::new(files, crate::segment::OpenLimits::default()));
-        let shared = Arc::<Shared>::default();
+        meter.sealed(loaded.sealed);
+        let shared = Arc::new(Shared {
+            meter,
+            ..Shared::default()
+        });
         *shared
             .database
             .write()
@@ -284,7 +307,22 @@ impl RedbStore {
             desk,
             sealer: Mutex::new(Some(sealer)),
             shard,
+            id,
+            segment_bytes: config.segment_bytes,
         })
+    }
+
+    /// Seals until less than a segment's worth is not, as far as that can be done.
+    fn seal_most(&self) {
+        for _ in 0..SEALS_BEFORE_BACKUP {
+            let unsealed = |view: Arc<view::View>| view.indexed(|index, _| index.occupied());
+            let unsealed = self.shared.view().map_or(0, unsealed);
+            let in_vain = self.gate.stopped().is_some() || self.desk.trouble().is_some();
+            if unsealed < self.segment_bytes || in_vain {
+                return;
+            }
+            self.seal_now();
+        }
     }
 }
 
@@ -331,12 +369,25 @@ impl Store for RedbStore {
         self.desk.trouble()
     }
 
+    fn freeze(&self) -> Result<Box<dyn Frozen>, BackupError> {
+        self.seal_most();
+        let Some(view) = self.shared.view() else {
+            let file = self.gate.file.clone();
+            return Err(ReadError::Closed { file }.into());
+        };
+        let gate = Arc::clone(&self.gate);
+        Ok(Box::new(freeze::FrozenShard::new(self.id, view, gate)?))
+    }
+
     fn health(&self) -> watch::Receiver<Health> {
         self.shard.health()
     }
 
     fn stats(&self) -> StoreStats {
-        self.shard.stats()
+        StoreStats {
+            storage: self.shared.meter.read(),
+            ..self.shard.stats()
+        }
     }
 
     fn close(&self) {

@@ -9,6 +9,7 @@ use tokio::sync::watch;
 
 use crate::batch::WriteBatch;
 use crate::error::CommitError;
+use crate::figures::StorageFigures;
 use crate::queue::{Gate, Permit, Queue};
 use crate::store::{Done, Health, Pending, StoreStats};
 use crate::writer::{Counters, Engine, Writer};
@@ -75,6 +76,9 @@ impl Shard {
             bytes: counters.bytes.load(Ordering::Relaxed),
             queued_bytes: self.queue.gate.queued_bytes(),
             file_bytes: counters.file_bytes.load(Ordering::Relaxed),
+            commit_bytes: counters.commit_bytes.read(),
+            commit_us: counters.commit_us.read(),
+            storage: StorageFigures::default(),
         }
     }
 

@@ -9,8 +9,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::{oneshot, watch};
 
+use crate::backup::{BackupError, Frozen};
 use crate::batch::{Durability, Key, WriteBatch};
 use crate::error::{CommitError, ReadError, StopCause};
+use crate::figures::{Histogram, StorageFigures};
 use crate::queue::Permit;
 use crate::space::Space;
 
@@ -95,6 +97,15 @@ pub trait Store: Send + Sync + 'static {
     /// of the way, and what will come of it.
     fn trouble(&self) -> Option<String> {
         None
+    }
+
+    /// A consistent state of everything committed so far, to be copied: see [`crate::backup`].
+    /// Blocking; seals records first, so that they are copied with segments, which are copied once.
+    ///
+    /// # Errors
+    /// If the engine has nothing to copy, the store is closed, or its rows cannot be read.
+    fn freeze(&self) -> Result<Box<dyn Frozen>, BackupError> {
+        Err(BackupError::Unsupported)
     }
 
     /// Commits what is queued, closes the file and ends the writer thread. Blocking. Calling it
@@ -253,4 +264,10 @@ pub struct StoreStats {
     pub queued_bytes: u64,
     /// Size of the file; 0 for an engine without one.
     pub file_bytes: u64,
+    /// Bytes of the batches of each group commit, as [`WriteBatch::byte_len`] counts them.
+    pub commit_bytes: Histogram,
+    /// How long each group commit took, in microseconds.
+    pub commit_us: Histogram,
+    /// How the storage stands.
+    pub storage: StorageFigures,
 }

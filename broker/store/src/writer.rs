@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use crate::batch::{Durability, WriteBatch};
 use crate::error::{CommitError, StopCause};
+use crate::figures::Tally;
 use crate::limits::FLUSH_INTERVAL;
 use crate::queue::{Job, Next, Queue};
 use crate::store::Committed;
@@ -41,12 +42,30 @@ pub(crate) trait Engine: Send + 'static {
 }
 
 /// What the writer counts for [`crate::StoreStats`].
-#[derive(Default)]
 pub(crate) struct Counters {
     pub(crate) commits: AtomicU64,
     pub(crate) batches: AtomicU64,
     pub(crate) bytes: AtomicU64,
     pub(crate) file_bytes: AtomicU64,
+    pub(crate) commit_bytes: Tally,
+    pub(crate) commit_us: Tally,
+}
+
+/// Bounds of the first buckets: a commit of less, or one that is faster, is like any other such.
+const FEW_BYTES: u64 = 256;
+const FEW_US: u64 = 64;
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self {
+            commits: AtomicU64::new(0),
+            batches: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+            file_bytes: AtomicU64::new(0),
+            commit_bytes: Tally::new(FEW_BYTES),
+            commit_us: Tally::new(FEW_US),
+        }
+    }
 }
 
 pub(crate) struct Writer<E> {
@@ -114,7 +133,15 @@ impl<E: Engine> Writer<E> {
             .iter()
             .filter(|job| job.refused.is_none())
             .map(|job| &job.batch);
+        let began = Instant::now();
         let result = self.apply(&mut accepted, durability);
+        if result.is_ok() {
+            let taken = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+            let accepted = jobs.iter().filter(|job| job.refused.is_none());
+            let bytes: usize = accepted.map(|job| job.batch.byte_len()).sum();
+            self.counters.commit_us.count(taken);
+            self.counters.commit_bytes.count(bytes as u64);
+        }
         self.answer(jobs, &result);
     }
 

@@ -10,6 +10,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
+use std::hash::{BuildHasher, RandomState};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,16 +19,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use ::redb::backends::FileBackend;
 use ::redb::{
     Builder, Database, Error as RedbError, ReadableDatabase, StorageBackend, TableDefinition,
-    TableError,
+    TableError, WriteTransaction,
 };
 
 use super::extent::SegmentRow;
 use super::hot::{HotIndex, Sight};
+use super::meter::{Meter, Metered, SealedTotals};
 use super::write::begin;
 use super::{
     DIRECTORIES, ENGINE, EXTENTS, FLOOR, NEXT_SEGMENT, PACKS, Recovery, RedbConfig, SEGMENTS,
-    TABLES, pack,
+    STORE_ID, TABLES, pack,
 };
+use crate::backup::StoreId;
 use crate::batch::Durability;
 use crate::error::OpenError;
 use crate::segment::{Files, SegmentError, StoredFile};
@@ -43,13 +46,17 @@ pub(super) const FORMAT: TableDefinition<'static, &'static str, &'static [u8]> =
 pub(super) const FORMAT_KEY: &str = "format";
 
 /// Opens the file at `path`, or creates it.
-pub(super) fn open_file(path: &Path, config: &RedbConfig) -> Result<Database, OpenError> {
+pub(super) fn open_file(
+    path: &Path,
+    config: &RedbConfig,
+    meter: &Arc<Meter>,
+) -> Result<Database, OpenError> {
     let found = match path.try_exists() {
         Ok(found) => found,
         Err(source) => return Err(io_error("look for", path, source)),
     };
     if !found {
-        create_file(path, config)?;
+        create_file(path, config, meter)?;
     }
     let file = OpenOptions::new()
         .read(true)
@@ -70,7 +77,7 @@ pub(super) fn open_file(path: &Path, config: &RedbConfig) -> Result<Database, Op
         });
     }
     let backend = FileBackend::new(file).map_err(|error| open_error(path, error.into()))?;
-    open_existing(backend, len, path, config)
+    open_existing(Metered::new(backend, meter), len, path, config)
 }
 
 /// Opens what is in `backend`, or creates a store in it if it is empty.
@@ -78,7 +85,9 @@ pub(super) fn open_backend(
     backend: impl StorageBackend,
     name: &Path,
     config: &RedbConfig,
+    meter: &Arc<Meter>,
 ) -> Result<Database, OpenError> {
+    let backend = Metered::new(backend, meter);
     let len = backend
         .len()
         .map_err(|source| io_error("inspect", name, source))?;
@@ -94,7 +103,7 @@ pub(super) fn open_backend(
 
 /// Creates the file under another name and gives it its own only when it is complete, so that a
 /// crash leaves either no store or a whole one.
-fn create_file(path: &Path, config: &RedbConfig) -> Result<(), OpenError> {
+fn create_file(path: &Path, config: &RedbConfig, meter: &Arc<Meter>) -> Result<(), OpenError> {
     let mut name = OsString::from(path.file_name().unwrap_or_default());
     name.push(format!(".new-{}", std::process::id()));
     let unfinished = path.with_file_name(name);
@@ -106,7 +115,7 @@ fn create_file(path: &Path, config: &RedbConfig) -> Result<(), OpenError> {
         .open(&unfinished)
         .map_err(|source| io_error("create", &unfinished, source))?;
     let backend = FileBackend::new(file).map_err(|error| open_error(path, error.into()))?;
-    drop(open_backend(backend, &unfinished, config)?);
+    drop(open_backend(backend, &unfinished, config, meter)?);
     // A link, not a rename: two brokers that start at once on one directory must not each take
     // the other's file away.
     let linked = std::fs::hard_link(&unfinished, path);
@@ -140,12 +149,44 @@ fn lay_out(database: &Database) -> Result<(), RedbError> {
     transaction.open_table(DIRECTORIES)?;
     transaction.open_table(EXTENTS)?;
     transaction.open_table(SEGMENTS)?;
-    transaction.open_table(ENGINE)?;
+    write_store_id(&transaction)?;
     transaction
         .open_table(FORMAT)?
         .insert(FORMAT_KEY, &format_row(FORMAT_VERSION)[..])?;
     transaction.commit()?;
     Ok(())
+}
+
+/// Makes up what the store is known by.
+fn write_store_id(transaction: &WriteTransaction) -> Result<StoreId, RedbError> {
+    // Keyed by the system's randomness; it need not be secret, only different.
+    let halves = STORE_ID.map(|half| RandomState::new().hash_one(half));
+    let mut marks = transaction.open_table(ENGINE)?;
+    for (name, half) in STORE_ID.into_iter().zip(halves) {
+        marks.insert(name, half)?;
+    }
+    Ok(store_id_of(halves))
+}
+
+fn store_id_of([upper, lower]: [u64; 2]) -> StoreId {
+    StoreId(u128::from(upper) << 64 | u128::from(lower))
+}
+
+/// What the store is known by. One of an earlier version gets it now.
+pub(super) fn store_id(database: &Database, file: &Path) -> Result<StoreId, OpenError> {
+    guarded(file, || {
+        let reading = database.begin_read()?;
+        let marks = reading.open_table(ENGINE)?;
+        let halves = (marks.get(STORE_ID[0])?, marks.get(STORE_ID[1])?);
+        if let (Some(upper), Some(lower)) = halves {
+            return Ok(Ok(store_id_of([upper.value(), lower.value()])));
+        }
+        drop((marks, reading));
+        let transaction = begin(database, Durability::Sync, Recovery::TwoPhase)?;
+        let id = write_store_id(&transaction)?;
+        transaction.commit()?;
+        Ok(Ok(id))
+    })
 }
 
 fn open_existing(
@@ -245,6 +286,8 @@ pub(super) struct Loaded {
     pub(super) swept: VecDeque<(u64, u64)>,
     /// The segments in use, each with the length of its file.
     pub(super) segments: BTreeMap<u64, u64>,
+    /// What they add up to.
+    pub(super) sealed: SealedTotals,
 }
 
 /// Reads the directories of all packs and the rows of all segments.
@@ -268,6 +311,7 @@ pub(super) fn load(database: &Database, file: &Path) -> Result<Loaded, OpenError
             next_segment: mark(NEXT_SEGMENT)?,
             swept: VecDeque::new(),
             segments: BTreeMap::new(),
+            sealed: SealedTotals::default(),
         };
         for row in transaction.open_table(DIRECTORIES)?.range::<u64>(..)? {
             let (number, row) = row?;
@@ -288,7 +332,10 @@ pub(super) fn load(database: &Database, file: &Path) -> Result<Loaded, OpenError
             let (number, row) = row?;
             let number = number.value();
             match SegmentRow::decode(number, row.value()) {
-                Ok(row) => drop(loaded.segments.insert(number, row.file_bytes)),
+                Ok(row) => {
+                    loaded.segments.insert(number, row.file_bytes);
+                    loaded.sealed.add(&row);
+                }
                 Err(why) => return Ok(Err(damaged(format!("segment {number}: {why}")))),
             }
         }

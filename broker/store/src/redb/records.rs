@@ -9,6 +9,7 @@ use bytes::Bytes;
 
 use super::extent::{RowDamaged, successor};
 use super::hot::{HotIndex, Sight};
+use super::meter::SealedTotals;
 use super::pack::{self, DirectoryDamaged, Entry};
 use super::sealed::SealedTables;
 use super::{DIRECTORIES, PACKS};
@@ -53,6 +54,8 @@ pub(super) struct RecordsWritten {
     pub(super) emptied: Vec<u64>,
     /// Whether something may have been taken out of segments.
     pub(super) cut: bool,
+    /// What that changed in them as a whole.
+    pub(super) sealed: SealedTotals,
 }
 
 impl<'i, 'a> RecordsChange<'i, 'a> {
@@ -118,12 +121,13 @@ impl<'i, 'a> RecordsChange<'i, 'a> {
         if !self.killed.is_empty() {
             remove(transaction, &self.killed)?;
         }
-        let mut emptied = Vec::new();
+        let (mut emptied, mut change) = (Vec::new(), SealedTotals::default());
         if !self.cuts.is_empty() {
             let mut sealed = SealedTables::open(transaction)?;
             for range in &self.cuts {
                 sealed.cut(&(&range.start[..]..&range.end[..]), segments)?;
             }
+            change = sealed.change();
             emptied = sealed.finish();
         }
         let mut packs = Vec::new();
@@ -142,6 +146,7 @@ impl<'i, 'a> RecordsChange<'i, 'a> {
             killed: self.killed,
             emptied,
             cut: !self.cuts.is_empty(),
+            sealed: change,
         })
     }
 }

@@ -367,6 +367,7 @@ impl Sealer {
     /// Has the writer commit a finished segment; removes the file if that does not come to pass.
     fn submit(&self, segment: Summary, what: What) -> Result<(), SealError> {
         let number = segment.number;
+        self.shared.meter.wrote_segment(segment.file_bytes);
         let (reply, answer) = mpsc::sync_channel(1);
         self.desk.lock().job = Some(SealJob {
             segment,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use ::redb::{Error as RedbError, ReadableTable, Table, WriteTransaction};
 
 use super::extent::{Extent, RowDamaged, SegmentRow, run_of, successor, without};
+use super::meter::SealedTotals;
 use super::records::WriteFault;
 use super::{ENGINE, EXTENTS, FLOOR, NEXT_SEGMENT, SEGMENTS};
 use crate::batch::Key;
@@ -25,6 +26,7 @@ pub(super) struct SealedTables<'t> {
     segments: Table<'t, u64, &'static [u8]>,
     /// Segments that no extent lies in any more.
     emptied: Vec<u64>,
+    change: SealedTotals,
 }
 
 fn opened<T, E: Into<RedbError>>(result: Result<T, E>) -> Result<T, WriteFault> {
@@ -37,7 +39,13 @@ impl<'t> SealedTables<'t> {
             extents: opened(transaction.open_table(EXTENTS))?,
             segments: opened(transaction.open_table(SEGMENTS))?,
             emptied: Vec::new(),
+            change: SealedTotals::default(),
         })
+    }
+
+    /// What has changed in the segments as a whole.
+    pub(super) fn change(&self) -> SealedTotals {
+        self.change
     }
 
     /// Gives up the tables; returns the segments whose last extent was removed.
@@ -186,11 +194,15 @@ impl<'t> SealedTables<'t> {
     }
 
     fn set_segment(&mut self, number: u64, row: SegmentRow) -> Result<(), WriteFault> {
-        if row.extents == 0 {
-            opened(self.segments.remove(number))?;
+        let old = if row.extents == 0 {
             self.emptied.push(number);
+            opened(self.segments.remove(number))?
         } else {
-            opened(self.segments.insert(number, &row.encode(number)[..]))?;
+            self.change.add(&row);
+            opened(self.segments.insert(number, &row.encode(number)[..]))?
+        };
+        if let Some(old) = old.and_then(|old| SegmentRow::decode(number, old.value()).ok()) {
+            self.change.remove(&old);
         }
         Ok(())
     }
@@ -250,14 +262,9 @@ pub(super) fn set_marks(
     Ok(())
 }
 
-/// Forgets and unlinks the files of segments that nobody reads any more. A file that cannot be
-/// removed now is removed when the store is opened next.
+/// Forgets and unlinks the files of segments that nobody reads any more, but for a backup.
 pub(super) fn unlink(segments: &Arc<Segments>, numbers: impl IntoIterator<Item = u64>) {
     for number in numbers {
-        segments.remove(number);
-        if let Err(error) = segments.files().remove(number) {
-            let file = segments.files().path(number);
-            tracing::warn!(file = %file.display(), %error, "not removed: it takes space until the next start");
-        }
+        segments.unlink(number);
     }
 }

@@ -126,6 +126,8 @@ impl RedbEngine {
             commit: self.sight.commit + 1,
         };
         self.kills += u64::from(written.killed());
+        self.shared.meter.appended(written.bytes());
+        self.shared.meter.sealed(written.sealed);
         if written.cut {
             self.desk.cut();
         }
@@ -182,7 +184,9 @@ impl RedbEngine {
         let too_many = entries >= 2 * HOT_ENTRIES;
         self.gate
             .set_full(unsealed + self.unswept_bytes >= full || too_many);
-        self.shared.hot_bytes(unsealed + self.unswept_bytes);
+        let lag = unsealed.saturating_sub(self.hot_bytes / SEAL_SHARE);
+        let hot = unsealed + self.unswept_bytes;
+        self.shared.meter.hot(hot, unsealed, lag);
     }
 
     fn forget_swept(&mut self, packs: usize) {
@@ -203,13 +207,15 @@ impl RedbEngine {
                 .map(|()| true),
             What::Extents(extents) => {
                 let new = (job.segment.number, job.segment.file_bytes);
-                let (done, emptied) = self.commit(Durability::Sync, |engine, transaction| {
-                    let mut sealed = SealedTables::open(transaction)?;
-                    let done = sealed.replace(new, extents)?;
-                    engine.next_segment = engine.next_segment.max(new.0 + 1);
-                    set_marks(transaction, engine.sight.floor, engine.next_segment)?;
-                    Ok((done, sealed.finish()))
-                })?;
+                let (done, change, emptied) =
+                    self.commit(Durability::Sync, |engine, transaction| {
+                        let mut sealed = SealedTables::open(transaction)?;
+                        let done = sealed.replace(new, extents)?;
+                        engine.next_segment = engine.next_segment.max(new.0 + 1);
+                        set_marks(transaction, engine.sight.floor, engine.next_segment)?;
+                        Ok((done, sealed.change(), sealed.finish()))
+                    })?;
+                self.shared.meter.sealed(change);
                 self.after_seal(self.sight.floor, emptied, |_| ())?;
                 Ok(done)
             }
@@ -226,14 +232,15 @@ impl RedbEngine {
         let alive = self.still_alive(entries, kills);
         let wanted: Vec<SealedEntry> = alive.iter().map(|at| entries[*at].0.clone()).collect();
         let gap = |at: usize| alive[at] != alive[at - 1] + 1;
-        let emptied = self.commit(Durability::Sync, |engine, transaction| {
+        let (change, emptied) = self.commit(Durability::Sync, |engine, transaction| {
             let mut sealed = SealedTables::open(transaction)?;
             let segment = (job.segment.number, job.segment.file_bytes);
             sealed.add(segment, &wanted, gap, &engine.segments)?;
             engine.next_segment = engine.next_segment.max(segment.0 + 1);
             set_marks(transaction, through, engine.next_segment)?;
-            Ok(sealed.finish())
+            Ok((sealed.change(), sealed.finish()))
         })?;
+        self.shared.meter.sealed(change);
         let keys = alive.iter().map(|at| &entries[*at]);
         let keys: Vec<(Key, u64)> = keys.map(|(e, pack)| (e.key.clone(), *pack)).collect();
         let mut moved = Vec::new();

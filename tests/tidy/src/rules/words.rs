@@ -38,6 +38,8 @@ const CLOCK_HOMES: &[&str] = &[
     // The time a guest has used up, around each poll of its call.
     "broker/plugin/src/run.rs",
     "broker/server/src/clock.rs",
+    // How fast a check may read, and how long opening took.
+    "broker/store/src/pace.rs",
     // How long a commit may be put off, and how long closing waits.
     "broker/store/src/queue.rs",
     "broker/store/src/writer.rs",
