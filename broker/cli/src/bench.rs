@@ -17,6 +17,7 @@ mod report;
 mod scenario;
 pub(crate) mod sink;
 mod stage;
+mod storage;
 
 use std::path::PathBuf;
 
@@ -44,9 +45,13 @@ enum What {
     Filter,
     /// From the start of the process to the first acknowledgement, memory, plugin upload.
     Start,
+    /// Ingest while records are sealed all the time, against ingest without; bytes written.
+    Sealing,
+    /// From SIGKILL to the first acknowledgement and the first record read, with `--bytes` stored.
+    Restart,
     /// Ingest while hostile plugins are fed elsewhere in the same broker, against alone.
     Hostile,
-    /// All of these but `hostile`.
+    /// All of these but `sealing`, `restart` and `hostile`.
     All,
 }
 
@@ -56,6 +61,8 @@ enum What {
 Figures are medians over the rounds; `ratio` is the figure divided by its floor, taken in turn with
 it. The floor of throughput is the same bytes through the same QUIC settings without a broker; of
 latency, the sync of a 4 KiB append plus a QUIC echo; of a filter, the same filter in native code.
+Ingest is measured without sealing, in a hot file that holds all of it; `sealing` says what that
+costs with the hot file that a broker has unless told otherwise.
 
 Examples:
   millstream bench
@@ -89,6 +96,10 @@ pub(crate) struct BenchArgs {
     /// Largest datagram that path discovery tries, on both sides and in the floor.
     #[arg(long, default_value_t = 1452)]
     mtu: u16,
+    /// Size of the hot file in the runs that measure ingest without sealing, which begins when a
+    /// quarter of it is used.
+    #[arg(long, value_parser = quantity::bytes, default_value = "8GiB", value_name = "BYTES")]
+    hot_bytes: u64,
     /// Rounds; each measures the figure and its floor once.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
@@ -132,6 +143,12 @@ pub(crate) async fn run(global: &Global, args: BenchArgs) -> Outcome {
     }
     if wanted(What::Start) {
         scenario::start(&stage, &args, &mut report, &output).await?;
+    }
+    if args.what == What::Sealing {
+        storage::sealing(&stage, &args, &mut report, &output).await?;
+    }
+    if args.what == What::Restart {
+        storage::restart(&stage, &args, &mut report, &output).await?;
     }
     if args.what == What::Hostile {
         hostile::run(&stage, &args, &mut report, &output).await?;

@@ -83,7 +83,7 @@ pub(crate) const SPARE_SHARE: u64 = 4;
 pub(crate) const HOT_ENTRIES: usize = 128 << 10;
 
 /// About how many bytes of packs become one segment. They are in memory while they are sorted.
-pub(crate) const SEGMENT_BYTES: u64 = 32 << 20;
+pub(crate) const SEGMENT_BYTES: u64 = 16 << 20;
 
 /// A segment that is being written is synced whenever so many bytes have been added.
 pub(crate) const SEAL_SYNC_BYTES: u64 = 4 << 20;
@@ -97,6 +97,14 @@ pub(crate) const SWEEP_BYTES: u64 = 256 << 10;
 
 /// The same for a commit that does nothing else.
 pub(crate) const IDLE_SWEEP_BYTES: u64 = 8 << 20;
+
+/// Bytes after which a part of a backup's rows is closed. A part is in memory while it is made,
+/// with one row of up to [`MAX_VALUE_LEN`] on top.
+pub(crate) const PART_BYTES: usize = 16 << 20;
+
+/// Before a backup the records are sealed until less than a segment's worth is not, so that they
+/// are copied once and not with every backup; this many segments at most.
+pub(crate) const SEALS_BEFORE_BACKUP: usize = 32;
 
 /// Bytes every operation of a batch is charged for besides its key and value.
 pub(crate) const OP_COST: usize = 64;

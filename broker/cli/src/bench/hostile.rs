@@ -43,7 +43,7 @@ pub(super) async fn run(
     report: &mut Report,
     output: &Output,
 ) -> Outcome {
-    let place = stage.place()?;
+    let place = stage.hot_place(args)?;
     let broker = stage.broker(&place).await?;
     let (good, bad) = (stage.client(&broker).await?, stage.client(&broker).await?);
     let filter = upload(&bad, BAD_FILTER).await?;

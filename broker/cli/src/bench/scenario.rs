@@ -129,7 +129,7 @@ pub(super) async fn ingest(
     let (mut pairs, mut disks, mut peak) = (Vec::new(), Vec::new(), 0);
     for round in 0..args.rounds {
         output.note(&format!("ingest, round {}", round + 1));
-        let place = stage.place()?;
+        let place = stage.hot_place(args)?;
         let broker = stage.broker(&place).await?;
         let client = stage.client(&broker).await?;
         let topic = create(&client, "ingest", shape.partitions).await?;
@@ -172,7 +172,7 @@ pub(super) async fn mixed(
     let mut pairs = Vec::new();
     for round in 0..args.rounds {
         output.note(&format!("ingest with a consumer, round {}", round + 1));
-        let place = stage.place()?;
+        let place = stage.hot_place(args)?;
         let broker = stage.broker(&place).await?;
         let (writer, reader) = (stage.client(&broker).await?, stage.client(&broker).await?);
         let topic = create(&writer, "mixed", shape.partitions).await?;
@@ -270,7 +270,7 @@ pub(super) async fn filter(
     let mut pairs = Vec::new();
     for round in 0..args.rounds {
         output.note(&format!("ingest through a filter, round {}", round + 1));
-        let place = stage.place()?;
+        let place = stage.hot_place(args)?;
         let broker = stage.broker(&place).await?;
         let client = stage.client(&broker).await?;
         let name = upload(&client, FILTER_FIELD).await?;

@@ -80,8 +80,18 @@ impl Stage {
         Identity::new(layout.authority().certificate, pair.certificate, pair.key)
     }
 
-    /// A place for a broker that nobody has used yet.
+    /// A place for a broker that nobody has used yet, with the settings brokers have by themselves.
     pub(super) fn place(&self) -> Outcome<Place> {
+        self.place_with("")
+    }
+
+    /// The same with a hot file that holds what one round of `args` appends.
+    pub(super) fn hot_place(&self, args: &BenchArgs) -> Outcome<Place> {
+        let mib = args.hot_bytes >> 20;
+        self.place_with(&format!("[storage]\nhot_mib = {mib}\n"))
+    }
+
+    fn place_with(&self, more: &str) -> Outcome<Place> {
         let number = self.brokers.fetch_add(1, Ordering::Relaxed);
         let dir = self.dir.path();
         let config = dir.join(format!("broker-{number}.toml"));
@@ -95,7 +105,7 @@ impl Stage {
         let (server, authority) = (layout.server(), layout.authority());
         let text = format!(
             "listen = \"127.0.0.1:0\"\ndata_dir = {:?}\nadmins = [\"spiffe://bench.local/{}/{}\"]\n\
-             [tls]\ncert = {:?}\nkey = {:?}\nclient_ca = {:?}\n[transport]\nmtu = {}\n",
+             [tls]\ncert = {:?}\nkey = {:?}\nclient_ca = {:?}\n[transport]\nmtu = {}\n{more}",
             place.data,
             pki::ADMIN_TENANT,
             pki::ADMIN_NAME,
