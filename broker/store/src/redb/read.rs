@@ -69,7 +69,7 @@ impl RedbSnapshot {
     }
 
     /// Runs one read; whatever is wrong becomes an error that blames `key`, and stops the shard.
-    fn read<T>(
+    pub(super) fn read<T>(
         &self,
         space: Space,
         key: &[u8],

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::error::SegmentError;
 use super::files::Files;
 use super::limits::{MAX_OPEN, MAX_OPEN_INDEX_BYTES};
+use super::pin::Pins;
 use super::reader::{Segment, check_len};
 
 /// How much may be open at a time. One segment always may, whatever its size.
@@ -32,6 +33,7 @@ pub struct Segments {
     files: Arc<dyn Files>,
     limits: OpenLimits,
     state: Mutex<State>,
+    pins: Mutex<Pins>,
 }
 
 #[derive(Default)]
@@ -54,7 +56,7 @@ struct Entry {
 /// that of the state.
 type Slot = Mutex<Option<Arc<Segment>>>;
 
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Neither a slot nor the state is ever left half changed by what can panic.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -67,7 +69,12 @@ impl Segments {
             files,
             limits,
             state: Mutex::default(),
+            pins: Mutex::default(),
         }
+    }
+
+    pub(super) fn pins(&self) -> &Mutex<Pins> {
+        &self.pins
     }
 
     /// Where the segments lie.
