@@ -49,6 +49,9 @@ pub(super) fn floor_key(view: &View, start: &[u8], at: &[u8]) -> Result<Option<K
     if !view.sealed || hot.as_deref() == Some(at) {
         return Ok(hot);
     }
+    // What is hot is not worth a read of what lies below it: whoever reads the newest records
+    // comes by here.
+    let start = hot.as_deref().unwrap_or(start);
     let end = successor(at);
     for found in extents(view, &(start..&end), Direction::Backward)? {
         let (first, extent) = found?;
@@ -84,7 +87,18 @@ pub(super) fn scan(
         (Some(last), Direction::Backward) => last..range.end,
     };
     let (sealed, sealed_more) = sealed_rows(view, &range, direction, limit)?;
-    merged(view, (&hot, sealed), direction, limit).map(|mut page| {
+    // Behind the last sealed record that fits there are more of them, before the hot ones.
+    let beyond = |key: &Key| match (sealed.last(), direction) {
+        (None, _) => true,
+        (Some(last), Direction::Forward) => *key > last.key,
+        (Some(last), Direction::Backward) => *key < last.key,
+    };
+    let kept = if sealed_more {
+        hot.partition_point(|(key, _)| !beyond(key))
+    } else {
+        hot.len()
+    };
+    merged(view, (&hot[..kept], sealed), direction, limit).map(|mut page| {
         page.more |= hot_more || sealed_more;
         page
     })
@@ -115,6 +129,7 @@ fn hot_places(
 }
 
 /// The first sealed records of `range`, as many as the limit takes, and whether there are more.
+/// Those before one that cannot be read are served: the error is for whoever asks for that one.
 fn sealed_rows(
     view: &View,
     range: &Range<&[u8]>,
@@ -122,6 +137,21 @@ fn sealed_rows(
     limit: ScanLimit,
 ) -> Result<(Vec<Row>, bool), Fault> {
     let mut rows = Vec::new();
+    match gather_sealed(view, range, direction, limit, &mut rows) {
+        Ok(more) => Ok((rows, more)),
+        Err(Fault::Segment(_)) if !rows.is_empty() => Ok((rows, true)),
+        Err(fault) => Err(fault),
+    }
+}
+
+/// Adds them to `rows`; says whether there are more.
+fn gather_sealed(
+    view: &View,
+    range: &Range<&[u8]>,
+    direction: Direction,
+    limit: ScanLimit,
+    rows: &mut Vec<Row>,
+) -> Result<bool, Fault> {
     let mut bytes = 0usize;
     for found in extents(view, range, direction)? {
         let (start, extent) = found?;
@@ -132,13 +162,13 @@ fn sealed_rows(
             let Row { key, value } = row?;
             bytes = bytes.saturating_add(key.len() + value.len());
             if limit.is_reached(rows.len(), bytes) {
-                return Ok((rows, true));
+                return Ok(true);
             }
             let value = opened(&key, value)?;
             rows.push(Row { key, value });
         }
     }
-    Ok((rows, false))
+    Ok(false)
 }
 
 fn merged(
