@@ -30,7 +30,7 @@ mod sweep;
 mod view;
 mod write;
 
-use std::collections::HashSet;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::thread::{self, JoinHandle};
@@ -295,7 +295,7 @@ impl RedbStore {
             queue: Arc::clone(shard.queue()),
             next_segment,
             segment_bytes: config.segment_bytes,
-            unreadable: HashSet::new(),
+            unreadable: BTreeMap::new(),
         };
         let sealer = thread::Builder::new()
             .name("store-sealer".into())

@@ -13,29 +13,33 @@
 //!
 //! The same thread rewrites segments of which little is wanted any more, and unlinks files.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use ::redb::{Error as RedbError, StorageError};
 
 use super::Shared;
 use super::extent::{Extent, SegmentRow};
 use super::merge;
 use super::pack;
 use super::read::Fault;
-use super::sealed::{SealedEntry, unlink};
+use super::sealed::{Moved, SealedEntry, unlink};
 use super::view::View;
+use super::write::stop_cause;
 use crate::batch::Key;
-use crate::limits::{GARBAGE_SHARE, SEAL_SYNC_BYTES};
+use crate::error::StopCause;
+use crate::limits::{GARBAGE_SHARE, SEAL_SYNC_BYTES, TRAILER_LEN};
 use crate::queue::Queue;
 use crate::segment::{SegmentError, SegmentWriter, Segments, Summary};
 use crate::space::Space;
 use crate::store::Direction;
 use crate::trailer;
+use crate::writer::caught;
 
 /// What the sealer asks the writer to commit.
 pub(super) struct SealJob {
-    pub(super) segment: Summary,
     pub(super) what: What,
     /// Told whether it was committed.
     pub(super) reply: mpsc::SyncSender<bool>,
@@ -45,13 +49,27 @@ pub(super) struct SealJob {
 pub(super) enum What {
     /// The packs below `through`.
     Packs {
+        segment: Summary,
         through: u64,
         entries: Vec<(SealedEntry, u64)>,
         /// How often something had been taken out of packs when they were read.
         kills: u64,
     },
-    /// Extents of other segments.
-    Extents(Vec<(Key, Extent)>),
+    /// Extents of other segments; without a new one if nothing was found in them.
+    Extents {
+        segment: Option<Summary>,
+        moved: Vec<Moved>,
+    },
+}
+
+impl What {
+    /// The number of the new segment.
+    fn number(&self) -> Option<u64> {
+        match self {
+            Self::Packs { segment, .. } => Some(segment.number),
+            Self::Extents { segment, .. } => segment.as_ref().map(|segment| segment.number),
+        }
+    }
 }
 
 #[derive(Default)]
@@ -62,10 +80,14 @@ struct Papers {
     cut: bool,
     job: Option<SealJob>,
     unlink: Vec<u64>,
+    /// The writer wants to look after a while whether more can be unlinked.
+    remind: bool,
     /// How often [`Desk::seal_now`] was called, and up to which call it was done.
     asked: u64,
     answered: u64,
     closing: bool,
+    /// The sealer has ended: because of that, or because the shard has stopped.
+    gone: bool,
     trouble: Option<String>,
 }
 
@@ -99,16 +121,10 @@ impl Desk {
         papers.wanted = true;
         let call = papers.asked;
         self.wake.notify_all();
-        while papers.answered < call && !papers.closing {
+        while papers.answered < call && !papers.closing && !papers.gone {
             let woken = self.wake.wait(papers);
             papers = woken.unwrap_or_else(PoisonError::into_inner);
         }
-    }
-
-    /// The sealer: the calls up to `call` are done.
-    fn answer(&self, call: u64) {
-        self.lock().answered = call;
-        self.wake.notify_all();
     }
 
     /// The writer: records were cut out of segments.
@@ -123,6 +139,12 @@ impl Desk {
         self.wake.notify_all();
     }
 
+    /// The writer: nudge me after a while, there is more to unlink once nobody reads it.
+    pub(super) fn remind(&self) {
+        self.lock().remind = true;
+        self.wake.notify_all();
+    }
+
     /// The writer: what there is to commit.
     pub(super) fn take_job(&self) -> Option<SealJob> {
         self.lock().job.take()
@@ -131,6 +153,12 @@ impl Desk {
     /// The store is closing.
     pub(super) fn close(&self) {
         self.lock().closing = true;
+        self.wake.notify_all();
+    }
+
+    /// The sealer: it has ended.
+    fn leave(&self) {
+        self.lock().gone = true;
         self.wake.notify_all();
     }
 
@@ -145,8 +173,12 @@ impl Desk {
 enum SealError {
     #[error(transparent)]
     Segment(#[from] SegmentError),
+    #[error("segment {number} holds much that is unwanted and cannot be rewritten: {why}")]
+    Unreadable { number: u64, why: SegmentError },
     #[error("the hot file cannot be read: {0}")]
-    Hot(String),
+    Engine(#[from] RedbError),
+    #[error("{0}")]
+    Damaged(String),
     #[error("the store is closing")]
     Closing,
 }
@@ -155,16 +187,16 @@ impl From<Fault> for SealError {
     fn from(fault: Fault) -> Self {
         match fault {
             Fault::Segment(error) => Self::Segment(error),
-            Fault::Engine(error) => Self::Hot(error.to_string()),
-            Fault::Value(key, damaged) => Self::Hot(format!("key \"{key:?}\": {damaged}")),
-            Fault::Row(key, damaged) => Self::Hot(format!("row \"{key:?}\": {damaged}")),
+            Fault::Engine(error) => Self::Engine(error),
+            Fault::Value(key, damaged) => Self::Damaged(format!("key \"{key:?}\": {damaged}")),
+            Fault::Row(key, damaged) => Self::Damaged(format!("row \"{key:?}\": {damaged}")),
         }
     }
 }
 
-impl<E: Into<::redb::Error>> From<E> for SealError {
-    fn from(error: E) -> Self {
-        Self::Hot(error.into().to_string())
+impl From<StorageError> for SealError {
+    fn from(error: StorageError) -> Self {
+        Self::Engine(error.into())
     }
 }
 
@@ -176,8 +208,8 @@ pub(super) struct Sealer {
     pub(super) next_segment: u64,
     /// About how many bytes of packs become one segment.
     pub(super) segment_bytes: u64,
-    /// Segments that could not be rewritten: not tried again before a restart.
-    pub(super) unreadable: HashSet<u64>,
+    /// Segments that could not be rewritten, and why: not tried again before a restart.
+    pub(super) unreadable: BTreeMap<u64, String>,
 }
 
 /// What there is to do.
@@ -186,6 +218,8 @@ enum Errand {
     Seal(u64),
     Rewrite,
     Unlink(Vec<u64>),
+    /// Of what the writer wants to look at again.
+    Remind,
     Close,
 }
 
@@ -197,47 +231,107 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 const PATIENCE: Duration = Duration::from_millis(50);
 
 impl Sealer {
+    /// Runs until the store is closed or its shard has stopped.
     pub(super) fn run(mut self) {
+        let (desk, gate) = (Arc::clone(&self.desk), Arc::clone(&self.queue.gate));
+        // What a crash has left to be swept must not wait for an append that waits for it.
+        self.queue.nudge();
+        if let Err(detail) = caught(|| self.work()) {
+            gate.stop(StopCause::Panic {
+                file: gate.file.clone(),
+                detail,
+            });
+        }
+        desk.leave();
+    }
+
+    fn work(&mut self) {
         let mut pause = FIRST_PAUSE;
+        let (mut sealing, mut rewriting) = (None, None);
         loop {
-            let done = match self.next() {
+            let errand = self.next();
+            let done = match errand {
                 Errand::Close => return,
                 Errand::Unlink(numbers) => {
+                    self.unreadable
+                        .retain(|number, _| !numbers.contains(number));
                     unlink(&self.segments, numbers);
                     continue;
                 }
-                Errand::Seal(call) => {
-                    let done = self.seal();
-                    self.desk.answer(call);
-                    done
+                Errand::Remind => {
+                    self.queue.nudge();
+                    continue;
                 }
+                Errand::Seal(_) => self.seal(),
                 Errand::Rewrite => self.rewrite(),
             };
-            match done {
-                Ok(()) => {
-                    pause = FIRST_PAUSE;
-                    self.desk.lock().trouble = None;
-                }
+            if let Err(error) = &done
+                && let Some(cause) = self.fatal(error)
+            {
+                self.queue.gate.stop(cause);
+            }
+            let trouble = match &done {
+                Ok(()) => None,
                 Err(SealError::Closing) => return,
+                Err(_) if self.is_over() => return,
+                Err(error) => Some(error.to_string()),
+            };
+            let mut papers = self.desk.lock();
+            if let Errand::Seal(call) = errand {
+                sealing = trouble;
+                papers.answered = call;
+            } else {
+                rewriting = trouble;
+            }
+            let trouble = sealing.as_ref().or(rewriting.as_ref());
+            papers.trouble = trouble.or(self.unreadable.values().next()).cloned();
+            drop(papers);
+            self.desk.wake.notify_all();
+            match done {
+                Ok(()) => pause = FIRST_PAUSE,
                 Err(error) => {
-                    let file = &self.queue.gate.file;
-                    tracing::error!(
-                        file = %file.display(), %error, ?pause,
-                        "sealing does not get on; appends wait once the hot file is full"
-                    );
-                    self.desk.lock().trouble = Some(error.to_string());
+                    self.report(&error, pause);
                     self.rest(pause);
                     pause = (pause * 2).min(LONGEST_PAUSE);
-                    self.desk.want();
+                    match errand {
+                        Errand::Rewrite => self.desk.cut(),
+                        _ => self.desk.want(),
+                    }
                 }
             }
         }
     }
 
+    /// Whether nothing can be committed any more.
+    fn is_over(&self) -> bool {
+        self.desk.lock().closing || self.queue.gate.stopped().is_some()
+    }
+
+    /// Why the shard must stop, if the error is of the hot file: as whoever reads it would have it.
+    fn fatal(&self, error: &SealError) -> Option<StopCause> {
+        let file = &self.queue.gate.file;
+        match error {
+            _ if self.is_over() => None,
+            SealError::Engine(error) => Some(stop_cause(file, error)),
+            SealError::Damaged(detail) => Some(StopCause::Corrupt {
+                detail: format!("{} is damaged: {detail}", file.display()),
+            }),
+            SealError::Segment(_) | SealError::Unreadable { .. } | SealError::Closing => None,
+        }
+    }
+
+    fn report(&self, error: &SealError, pause: Duration) {
+        let file = self.queue.gate.file.display();
+        tracing::error!(
+            %file, %error, ?pause,
+            "sealing does not get on; appends wait once the hot file is full"
+        );
+    }
+
     fn next(&self) -> Errand {
         let mut papers = self.desk.lock();
         loop {
-            if papers.closing {
+            if papers.closing || self.queue.gate.stopped().is_some() {
                 return Errand::Close;
             }
             if !papers.unlink.is_empty() {
@@ -249,16 +343,26 @@ impl Sealer {
             if std::mem::take(&mut papers.cut) {
                 return Errand::Rewrite;
             }
+            if papers.remind {
+                let woken = self.desk.wake.wait_timeout(papers, PATIENCE);
+                let (guard, waited) = woken.unwrap_or_else(PoisonError::into_inner);
+                papers = guard;
+                if waited.timed_out() {
+                    papers.remind = false;
+                    return Errand::Remind;
+                }
+                continue;
+            }
             let woken = self.desk.wake.wait(papers);
             papers = woken.unwrap_or_else(PoisonError::into_inner);
         }
     }
 
-    /// Waits, but not longer than the store stays open.
+    /// Waits, but not longer than the store stays open, and not if somebody wants it done now.
     fn rest(&self, pause: Duration) {
         let until = Instant::now() + pause;
         let mut papers = self.desk.lock();
-        while !papers.closing {
+        while !papers.closing && papers.asked == papers.answered {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return;
@@ -299,12 +403,12 @@ impl Sealer {
         let segment = writer.finish()?;
         let entries = entries.into_iter();
         let entries = entries.map(|(entry, place)| (entry, place.pack)).collect();
-        let what = What::Packs {
+        self.submit(What::Packs {
+            segment,
             through,
             entries,
             kills,
-        };
-        self.submit(segment, what)
+        })
     }
 
     /// Copies what is wanted of the emptiest segments into a new one, if much of all is unwanted.
@@ -316,21 +420,55 @@ impl Sealer {
         if victims.is_empty() {
             return Ok(());
         }
-        let extents = extents_of(&view, &victims)?;
-        let mut writer = Paced::new(self.writer()?);
-        for (start, extent) in &extents {
-            let segment = merge::segment(&view, extent.segment)?;
-            for row in segment.iter_range(&start[..]..&extent.end, Direction::Forward) {
-                let copied = row.and_then(|row| writer.push(&row.key, &row.value));
-                if let Err(error) = copied {
-                    self.unreadable.insert(extent.segment);
-                    return Err(error.into());
-                }
-            }
+        let (mut writer, mut moved) = (None, Vec::new());
+        for (start, extent) in extents_of(&view, &victims)? {
+            let bytes = self.copy(&view, &start, &extent, &mut writer)?;
+            moved.push(Moved {
+                start,
+                extent,
+                bytes,
+            });
         }
         drop(view);
         self.desk.lock().cut = true;
-        self.submit(writer.finish()?, What::Extents(extents))
+        let segment = match writer {
+            Some(writer) => Some(writer.finish()?),
+            None => None,
+        };
+        self.submit(What::Extents { segment, moved })
+    }
+
+    /// Copies what an extent holds; says how many bytes of keys and values that is.
+    fn copy(
+        &mut self,
+        view: &View,
+        start: &[u8],
+        extent: &Extent,
+        writer: &mut Option<Paced>,
+    ) -> Result<u64, SealError> {
+        let number = extent.segment;
+        let segment = match merge::segment(view, number) {
+            Err(Fault::Segment(why)) => return Err(self.give_up(number, why)),
+            other => other?,
+        };
+        let mut bytes = 0;
+        for row in segment.iter_range(start..&extent.end, Direction::Forward) {
+            let row = row.map_err(|why| self.give_up(number, why))?;
+            let writer = match writer {
+                Some(writer) => writer,
+                None => writer.insert(Paced::new(self.writer()?)),
+            };
+            writer.push(&row.key, &row.value)?;
+            bytes += (row.key.len() + row.value.len()).saturating_sub(TRAILER_LEN) as u64;
+        }
+        Ok(bytes)
+    }
+
+    /// Leaves segment `number` as it is from now on.
+    fn give_up(&mut self, number: u64, why: SegmentError) -> SealError {
+        let error = SealError::Unreadable { number, why };
+        self.unreadable.insert(number, error.to_string());
+        error
     }
 
     /// The segments to rewrite: those with the least that is wanted, as many as fit one segment.
@@ -340,10 +478,13 @@ impl Sealer {
             let (number, row) = found?;
             let number = number.value();
             let row = SegmentRow::decode(number, row.value())
-                .map_err(|why| SealError::Hot(format!("segment {number}: {why}")))?;
+                .map_err(|why| SealError::Damaged(format!("segment {number}: {why}")))?;
+            if self.unreadable.contains_key(&number) {
+                continue;
+            }
             data += row.data_bytes;
             live += row.live_bytes;
-            if !self.unreadable.contains(&number) && row.live_bytes < row.data_bytes {
+            if row.live_bytes < row.data_bytes {
                 rows.push((number, row));
             }
         }
@@ -365,33 +506,35 @@ impl Sealer {
     }
 
     /// Has the writer commit a finished segment; removes the file if that does not come to pass.
-    fn submit(&self, segment: Summary, what: What) -> Result<(), SealError> {
-        let number = segment.number;
-        self.shared.meter.wrote_segment(segment.file_bytes);
+    fn submit(&self, what: What) -> Result<(), SealError> {
+        let number = what.number();
+        if let What::Packs { segment, .. }
+        | What::Extents {
+            segment: Some(segment),
+            ..
+        } = &what
+        {
+            self.shared.meter.wrote_segment(segment.file_bytes);
+        }
         let (reply, answer) = mpsc::sync_channel(1);
-        self.desk.lock().job = Some(SealJob {
-            segment,
-            what,
-            reply,
-        });
+        self.desk.lock().job = Some(SealJob { what, reply });
         self.queue.nudge();
         let committed = loop {
             match answer.recv_timeout(PATIENCE) {
                 Ok(committed) => break committed,
-                // The writer has gone, or its shard has stopped.
+                // The commit has failed. Nobody knows whether it is in the file: so the segment
+                // stays, and the next start will see.
                 Err(RecvTimeoutError::Disconnected) => return Err(SealError::Closing),
                 Err(RecvTimeoutError::Timeout) => {
-                    let mut papers = self.desk.lock();
-                    if papers.closing && papers.job.take().is_some() {
-                        drop(papers);
-                        unlink(&self.segments, [number]);
+                    if self.is_over() && self.desk.take_job().is_some() {
+                        unlink(&self.segments, number);
                         return Err(SealError::Closing);
                     }
                 }
             }
         };
         if !committed {
-            unlink(&self.segments, [number]);
+            unlink(&self.segments, number);
         }
         Ok(())
     }
@@ -413,13 +556,13 @@ fn oldest_packs(view: &View, wanted: u64) -> Result<Option<Oldest>, SealError> {
         let (number, row) = row?;
         let number = number.value();
         let directory = pack::decode_directory(number, row.value())
-            .map_err(|why| SealError::Hot(format!("pack {number}: {why}")))?;
+            .map_err(|why| SealError::Damaged(format!("pack {number}: {why}")))?;
         let content = read_pack(view, number)?;
         for entry in directory {
             let range = entry.offset as usize..(entry.offset + entry.len) as usize;
             let stored = content.get(range.clone());
             let stored = stored.ok_or_else(|| {
-                SealError::Hot(format!("pack {number} ends before key \"{:?}\"", entry.key))
+                SealError::Damaged(format!("pack {number} ends before key \"{:?}\"", entry.key))
             })?;
             trailer::open(Space::Records, &entry.key, stored)
                 .map_err(|damaged| Fault::Value(entry.key.clone(), damaged))?;
@@ -448,7 +591,7 @@ fn read_pack(view: &View, number: u64) -> Result<Vec<u8>, SealError> {
     for chunk in view.packs()?.range((number, 0)..=(number, u32::MAX))? {
         let (at, chunk) = chunk?;
         if at.value().1 as usize != content.len() {
-            return Err(SealError::Hot(format!("pack {number} lacks a chunk")));
+            return Err(SealError::Damaged(format!("pack {number} lacks a chunk")));
         }
         content.extend_from_slice(chunk.value());
     }

@@ -20,6 +20,18 @@ pub(super) struct SealedEntry {
     pub(super) bytes: u64,
 }
 
+/// An extent that a new segment holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Moved {
+    /// Where it begins.
+    pub(super) start: Key,
+    /// As it stood when it was copied.
+    pub(super) extent: Extent,
+    /// Bytes of the keys and values that were found in it, none if there were none. After a cut
+    /// the extent itself knows them only about.
+    pub(super) bytes: u64,
+}
+
 /// The sealed part of the store, open for change in one transaction.
 pub(super) struct SealedTables<'t> {
     extents: Table<'t, &'static [u8], &'static [u8]>,
@@ -207,25 +219,27 @@ impl<'t> SealedTables<'t> {
         Ok(())
     }
 
-    /// Moves extents to segment `number`, if all of them stand as they stood. Each comes with the
-    /// place where it begins. Says whether it was done.
+    /// Moves extents to the new segment (number and length of its file), if all of them stand as
+    /// they stood. Those in which nothing was found go. Says whether it was done.
     pub(super) fn replace(
         &mut self,
-        (number, file_bytes): (u64, u64),
-        extents: &[(Key, Extent)],
+        new: Option<(u64, u64)>,
+        moved: &[Moved],
     ) -> Result<bool, WriteFault> {
-        for (start, extent) in extents {
+        for Moved { start, extent, .. } in moved {
             let row = opened(self.extents.get(&start[..]))?;
             let stands = row.is_some_and(|row| row.value() == extent.encode(start));
             if !stands {
                 return Ok(false);
             }
         }
-        let mut new = SegmentRow {
-            file_bytes,
-            ..SegmentRow::default()
-        };
-        for (start, extent) in extents {
+        let (mut data_bytes, mut extents) = (0, 0);
+        for Moved {
+            start,
+            extent,
+            bytes,
+        } in moved
+        {
             let old = self.segment(extent.segment)?;
             let left = SegmentRow {
                 live_bytes: old.live_bytes.saturating_sub(extent.bytes),
@@ -233,12 +247,24 @@ impl<'t> SealedTables<'t> {
                 ..old
             };
             self.set_segment(extent.segment, left)?;
-            self.insert(start, &extent.end, number, extent.bytes)?;
-            new.live_bytes += extent.bytes;
-            new.extents += 1;
+            match new {
+                Some((number, _)) if *bytes > 0 => {
+                    self.insert(start, &extent.end, number, *bytes)?;
+                    data_bytes += bytes;
+                    extents += 1;
+                }
+                _ => drop(opened(self.extents.remove(&start[..]))?),
+            }
         }
-        new.data_bytes = new.live_bytes;
-        self.set_segment(number, new)?;
+        if let Some((number, file_bytes)) = new {
+            let row = SegmentRow {
+                file_bytes,
+                data_bytes,
+                live_bytes: data_bytes,
+                extents,
+            };
+            self.set_segment(number, row)?;
+        }
         Ok(true)
     }
 }

@@ -14,7 +14,7 @@ use ::redb::{Database, Durability as RedbDurability, Error as RedbError, WriteTr
 use super::hot::{HotIndex, Sight};
 use super::open::Loaded;
 use super::records::{RecordsChange, RecordsWritten, WriteFault};
-use super::seal::{Desk, SealJob, What};
+use super::seal::{Desk, What};
 use super::sealed::{SealedEntry, SealedTables, set_marks};
 use super::view::View;
 use super::{Recovery, RedbConfig, Shared, TABLES, sweep};
@@ -22,7 +22,7 @@ use crate::batch::{Durability, Key, Op, WriteBatch};
 use crate::error::StopCause;
 use crate::limits::{HOT_ENTRIES, IDLE_SWEEP_BYTES, SEAL_SHARE, SPARE_SHARE, SWEEP_BYTES};
 use crate::queue::Gate;
-use crate::segment::Segments;
+use crate::segment::{Segments, Summary};
 use crate::space::Space;
 use crate::trailer;
 use crate::writer::Engine;
@@ -48,6 +48,8 @@ pub(super) struct RedbEngine {
     unswept_bytes: u64,
     /// Segments to unlink, each with the commit that emptied it.
     emptied: VecDeque<(u64, u64)>,
+    /// The last commit that a power cut cannot take back.
+    durable: u64,
     /// Where the parts of a value are put together.
     scratch: Vec<u8>,
 }
@@ -81,6 +83,7 @@ impl RedbEngine {
             swept: loaded.swept,
             unswept_bytes,
             emptied: VecDeque::new(),
+            durable: loaded.sight.commit,
             scratch: Vec::new(),
         };
         engine.publish(loaded.sight)?;
@@ -88,7 +91,7 @@ impl RedbEngine {
         Ok(engine)
     }
 
-    /// Runs `work` in a transaction and commits it.
+    /// Runs `work` in a transaction and commits it, as the commit after `self.sight`.
     fn commit<T>(
         &mut self,
         durability: Durability,
@@ -100,6 +103,9 @@ impl RedbEngine {
         let transaction = begin(database, durability, self.recovery)?;
         let done = work(self, &transaction)?;
         transaction.commit().map_err(RedbError::from)?;
+        if durability == Durability::Sync {
+            self.durable = self.sight.commit + 1;
+        }
         Ok(done)
     }
 
@@ -196,22 +202,24 @@ impl RedbEngine {
     }
 
     /// Commits what the sealer has prepared. `false` if it does not fit what has happened since.
-    fn seal(&mut self, job: &SealJob) -> Result<bool, WriteFault> {
-        match &job.what {
+    fn seal(&mut self, what: &What) -> Result<bool, WriteFault> {
+        match what {
             What::Packs {
+                segment,
                 through,
                 entries,
                 kills,
             } => self
-                .seal_packs(job, *through, entries, *kills)
+                .seal_packs(segment, *through, entries, *kills)
                 .map(|()| true),
-            What::Extents(extents) => {
-                let new = (job.segment.number, job.segment.file_bytes);
+            What::Extents { segment, moved } => {
+                let new = segment.as_ref().map(|new| (new.number, new.file_bytes));
                 let (done, change, emptied) =
                     self.commit(Durability::Sync, |engine, transaction| {
                         let mut sealed = SealedTables::open(transaction)?;
-                        let done = sealed.replace(new, extents)?;
-                        engine.next_segment = engine.next_segment.max(new.0 + 1);
+                        let done = sealed.replace(new, moved)?;
+                        let next = new.map_or(0, |(number, _)| number + 1);
+                        engine.next_segment = engine.next_segment.max(next);
                         set_marks(transaction, engine.sight.floor, engine.next_segment)?;
                         Ok((done, sealed.change(), sealed.finish()))
                     })?;
@@ -224,7 +232,7 @@ impl RedbEngine {
 
     fn seal_packs(
         &mut self,
-        job: &SealJob,
+        segment: &Summary,
         through: u64,
         entries: &[(SealedEntry, u64)],
         kills: u64,
@@ -234,7 +242,7 @@ impl RedbEngine {
         let gap = |at: usize| alive[at] != alive[at - 1] + 1;
         let (change, emptied) = self.commit(Durability::Sync, |engine, transaction| {
             let mut sealed = SealedTables::open(transaction)?;
-            let segment = (job.segment.number, job.segment.file_bytes);
+            let segment = (segment.number, segment.file_bytes);
             sealed.add(segment, &wanted, gap, &engine.segments)?;
             engine.next_segment = engine.next_segment.max(segment.0 + 1);
             set_marks(transaction, through, engine.next_segment)?;
@@ -285,12 +293,13 @@ impl RedbEngine {
         Ok(self.publish(sight)?)
     }
 
-    /// Hands segments to the sealer that nobody can read any more. Says whether more will follow.
-    fn unlink(&mut self) -> bool {
+    /// Hands segments to the sealer that nobody can read any more, not even after a power cut. If
+    /// some are left, it asks again in a while: only a reader or a sync can change that.
+    fn unlink(&mut self) {
         if self.emptied.is_empty() {
-            return false;
+            return;
         }
-        let oldest = self.oldest_view();
+        let oldest = self.oldest_view().min(self.durable);
         let ready = self
             .emptied
             .partition_point(|(commit, _)| *commit <= oldest);
@@ -299,13 +308,15 @@ impl RedbEngine {
         if !ready.is_empty() {
             self.desk.unlink(ready);
         }
-        !self.emptied.is_empty()
+        if !self.emptied.is_empty() {
+            self.desk.remind();
+        }
     }
 
     fn stop_cause(&self, fault: WriteFault) -> StopCause {
         let file = &self.gate.file;
         match fault {
-            WriteFault::Engine(error) => stop_cause(file, error),
+            WriteFault::Engine(error) => stop_cause(file, &error),
             WriteFault::Directory { .. } | WriteFault::Row { .. } => StopCause::Corrupt {
                 detail: format!("{} is damaged: {fault}", file.display()),
             },
@@ -363,7 +374,9 @@ impl Engine for RedbEngine {
 
     fn chores(&mut self, idle: bool) -> Result<bool, StopCause> {
         if let Some(job) = self.desk.take_job() {
-            let done = self.seal(&job).map_err(|fault| self.stop_cause(fault))?;
+            let done = self
+                .seal(&job.what)
+                .map_err(|fault| self.stop_cause(fault))?;
             // The sealer waits for this answer, or has been told to give up.
             let _ = job.reply.send(done);
         }
@@ -382,8 +395,8 @@ impl Engine for RedbEngine {
             published.map_err(|fault| self.stop_cause(fault))?;
             self.weigh();
         }
-        let unlinking = self.unlink();
-        Ok(!self.swept.is_empty() || unlinking)
+        self.unlink();
+        Ok(!self.swept.is_empty())
     }
 
     fn file_bytes(&self) -> u64 {
@@ -425,7 +438,7 @@ fn apply_ops<'a>(
     records.write(transaction, segments, scratch)
 }
 
-fn apply_op(
+pub(super) fn apply_op(
     table: &mut ::redb::Table<'_, &[u8], &[u8]>,
     scratch: &mut Vec<u8>,
     op: &Op,
@@ -449,7 +462,7 @@ fn apply_op(
     Ok(())
 }
 
-fn stop_cause(file: &std::path::Path, error: RedbError) -> StopCause {
+pub(super) fn stop_cause(file: &std::path::Path, error: &RedbError) -> StopCause {
     let file = file.to_owned();
     match error {
         RedbError::Io(error) => match error.kind() {
