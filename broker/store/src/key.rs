@@ -8,11 +8,13 @@
 //! |---|---|---|---|
 //! | [`record`] | `Records` | topic, partition, base offset | a record batch, as it is |
 //! | [`partition`] | `Partitions` | topic, partition | log start, bytes, up to where they were counted |
+//! | [`lost`] | `Partitions` | topic, partition, first offset | behind the last offset, segment |
 //! | [`producer`] | `Producers` | topic, producer id | epoch, last sequence, when and where that was |
 //! | [`offset`] | `Offsets` | topic, partition, consumer name | offset, metadata |
 //!
 //! Rows of the catalogue, the pipelines and the shard itself are laid out by the broker.
 
+pub mod lost;
 pub mod offset;
 pub mod partition;
 pub mod producer;

@@ -15,6 +15,7 @@
 
 pub mod backup;
 mod batch;
+mod check;
 mod error;
 pub mod fault;
 mod figures;
@@ -35,12 +36,15 @@ mod writer;
 mod conformance;
 
 pub use batch::{BatchRefused, Durability, Key, WriteBatch};
+pub use check::{CheckTotals, Finding, Inspector, Place};
 pub use error::{CommitError, OpenError, ReadError, StopCause};
 pub use figures::{BUCKETS, Histogram, StorageFigures};
 pub use memory::MemoryStore;
 pub use pace::Pace;
 pub use queue::Permit;
-pub use redb::{Recovery, RedbConfig, RedbStore};
+pub use redb::{
+    LostRun, OfflineStore, QuarantineError, Quarantined, Recovery, RedbConfig, RedbStore,
+};
 pub use space::Space;
 pub use store::{
     Committed, Direction, Done, Health, Pending, Row, ScanLimit, ScanPage, Snapshot, Store,

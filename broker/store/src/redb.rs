@@ -2,23 +2,28 @@
 //! packs.
 //!
 //! * [`open`]: creating a file so that a crash cannot leave half of one, opening, verifying.
+//! * [`migrate`]: what happens to a file of format 1.
 //! * [`write`]: one group of batches, one write transaction, one sync.
 //! * [`records`] and [`pack`]: what a commit appends, and how it lies in the file.
 //! * [`hot`]: the index of the packs, in memory.
 //! * [`seal`], [`sealed`], [`extent`] and [`sweep`]: moving the oldest packs into segments beside
 //!   the file, the rows that say so, and giving their space back.
 //! * [`view`]: the state after one commit, which snapshots share.
+//! * [`check`] and [`offline`]: looking at everything, and taking damaged segments out.
 //! * [`freeze`] and [`restore`]: what a backup copies, and a store made of it.
 //! * [`read`] and [`merge`]: snapshots, with every value checked against its trailer.
 //!
 //! What is absent: compaction of the file itself. Freed pages are used again, and sealing keeps
 //! what is in use below a limit.
 
+mod check;
 mod extent;
 mod freeze;
 mod hot;
 mod merge;
 mod meter;
+mod migrate;
+mod offline;
 mod open;
 mod pack;
 mod read;
@@ -40,12 +45,13 @@ use tokio::sync::watch;
 
 use crate::backup::{BackupError, Frozen, StoreId};
 use crate::batch::WriteBatch;
+use crate::check::{CheckTotals, Inspector};
 use crate::error::{CommitError, OpenError, ReadError};
 use crate::limits::{
     DEFAULT_CACHE_BYTES, DEFAULT_HOT_BYTES, DEFAULT_VERIFY_UP_TO, SEALS_BEFORE_BACKUP,
     SEGMENT_BYTES,
 };
-use crate::pace::Stopwatch;
+use crate::pace::{Pace, Stopwatch};
 use crate::queue::{Gate, Permit};
 use crate::segment::fault::FaultFiles;
 use crate::segment::{DirFiles, Files, Segments};
@@ -53,6 +59,7 @@ use crate::shard::Shard;
 use crate::space::Space;
 use crate::store::{Done, Health, Pending, Snapshot, Store, StoreStats};
 
+pub use offline::{LostRun, OfflineStore, QuarantineError, Quarantined};
 pub use restore::{Restorer, RowRestorer};
 
 type Table = TableDefinition<'static, &'static [u8], &'static [u8]>;
@@ -192,6 +199,9 @@ fn segment_directory(path: &Path) -> PathBuf {
 impl RedbStore {
     /// Opens the store at `path`, creating it if there is no file; its segments lie in a directory
     /// of the same name that ends in `.segments`. Blocking: after a crash it reads the whole file.
+    /// A file of format 1 is brought to format 2 first, which moves every record once, needs as
+    /// much free space as they take, and cannot be undone; what it was interrupted in, the next
+    /// opening finishes.
     ///
     /// # Errors
     /// If the file is in use, of another version, damaged, or not a store; see [`OpenError`].
@@ -199,7 +209,7 @@ impl RedbStore {
         let path = path.as_ref();
         let watch = Stopwatch::start();
         let meter = Arc::default();
-        let database = open::open_file(path, config, &meter)?;
+        let database = open::open_file_of(path, config, &meter, &migrate::KNOWN)?;
         let files = DirFiles::open(&segment_directory(path)).map_err(open::segment_error)?;
         let store = Self::start(path.to_owned(), database, Arc::new(files), config, meter)?;
         store.shared.meter.opened(watch.elapsed());
@@ -233,7 +243,7 @@ impl RedbStore {
         let name = name.into();
         let watch = Stopwatch::start();
         let meter = Arc::default();
-        let database = open::open_backend(backend, &name, config, &meter)?;
+        let database = open::open_backend(backend, &name, config, &meter, &migrate::KNOWN)?;
         let store = Self::start(name, database, files, config, meter)?;
         store.shared.meter.opened(watch.elapsed());
         Ok(store)
@@ -248,11 +258,12 @@ impl RedbStore {
 
     fn start(
         file: PathBuf,
-        database: Database,
+        mut database: Database,
         files: Arc<dyn Files>,
         config: &RedbConfig,
         meter: Arc<meter::Meter>,
     ) -> Result<Self, OpenError> {
+        migrate::run(&mut database, &files, &file, config)?;
         let loaded = open::load(&database, &file)?;
         let id = open::store_id(&database, &file)?;
         let next_segment = open::match_segments(&*files, &loaded)?;
@@ -387,6 +398,24 @@ impl Store for RedbStore {
         StoreStats {
             storage: self.shared.meter.read(),
             ..self.shard.stats()
+        }
+    }
+
+    fn check(&self, inspector: &mut dyn Inspector, pace: &Pace) -> Result<CheckTotals, ReadError> {
+        let walk = check::Walk {
+            now: &|| self.shared.view(),
+            file: &self.gate.file,
+            online: true,
+            inspector,
+            pace,
+            watch: Stopwatch::start(),
+            totals: CheckTotals::default(),
+        };
+        match walk.run() {
+            (_, Err(check::Interrupted::Closed)) => Err(ReadError::Closed {
+                file: self.gate.file.clone(),
+            }),
+            (totals, _) => Ok(totals),
         }
     }
 

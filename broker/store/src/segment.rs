@@ -73,6 +73,6 @@ pub use cache::{OpenLimits, Segments};
 pub use error::{Refused, SegmentError};
 pub use files::{DirFiles, Files, NewFile, ReadAt, StoredFile};
 pub use pin::Pinned;
-pub use reader::{Damage, Segment};
+pub use reader::{Damage, Segment, Visit};
 pub use scan::Scan;
 pub use writer::{SegmentWriter, Summary};

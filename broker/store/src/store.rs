@@ -11,8 +11,10 @@ use tokio::sync::{oneshot, watch};
 
 use crate::backup::{BackupError, Frozen};
 use crate::batch::{Durability, Key, WriteBatch};
+use crate::check::{CheckTotals, Inspector};
 use crate::error::{CommitError, ReadError, StopCause};
 use crate::figures::{Histogram, StorageFigures};
+use crate::pace::Pace;
 use crate::queue::Permit;
 use crate::space::Space;
 
@@ -92,6 +94,17 @@ pub trait Store: Send + Sync + 'static {
 
     /// Counters since the store was opened.
     fn stats(&self) -> StoreStats;
+
+    /// Reads everything there is, beside everything else that goes on, no faster than `pace` says,
+    /// and shows it to `inspector`. Blocking, for as long as it takes. Damage is told, and does not
+    /// end it.
+    ///
+    /// # Errors
+    /// If the store is closed meanwhile, or an engine that has nothing to be checked but what it
+    /// reads cannot read.
+    fn check(&self, inspector: &mut dyn Inspector, pace: &Pace) -> Result<CheckTotals, ReadError> {
+        crate::check::rows(self, inspector, pace)
+    }
 
     /// What an operator should know though the shard still serves: why records cannot be moved out
     /// of the way, and what will come of it.

@@ -23,6 +23,17 @@ pub struct Segment {
     index: Index,
 }
 
+/// What [`Segment::visit`] shows.
+#[derive(Debug)]
+pub enum Visit<'a> {
+    /// An entry: its key and its value.
+    Entry(&'a [u8], Bytes),
+    /// A part that cannot be read.
+    Damaged(Damage),
+    /// So many more bytes of the file have been looked at.
+    Read(u64),
+}
+
 /// A part of a segment that cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Damage {
@@ -94,6 +105,11 @@ impl Segment {
     #[must_use]
     pub fn last_key(&self) -> &[u8] {
         self.index.last_key()
+    }
+
+    /// Where the last block ends, and what tells of the blocks begins.
+    pub(crate) fn data_end(&self) -> u64 {
+        self.index.totals().end
     }
 
     /// Memory that the index takes.
@@ -182,18 +198,38 @@ impl Segment {
     /// the bytes looked at since the last call.
     pub fn verify(&self, progress: &mut dyn FnMut(u64)) -> Vec<Damage> {
         let mut damaged = Vec::new();
+        self.visit(&mut |visit| {
+            match visit {
+                Visit::Read(bytes) => progress(bytes),
+                Visit::Entry(..) => {}
+                Visit::Damaged(damage) => damaged.push(damage),
+            }
+            true
+        });
+        damaged
+    }
+
+    /// Reads everything, from the file, in order, and shows it to `visitor`, which says whether to
+    /// go on. Of a block that cannot be read no entry is shown.
+    pub fn visit(&self, visitor: &mut dyn FnMut(Visit<'_>) -> bool) {
         let mut reader = BlockReader::new(self);
         let count = self.index.blocks().len();
         for (at, place) in self.index.blocks().iter().enumerate() {
-            if let Err(error) = self.verify_block(&mut reader, at, count) {
-                damaged.push(Damage {
+            let go_on = match self.verify_block(&mut reader, at, count) {
+                Ok(block) => (0..block.entries()).all(|entry| {
+                    let value = block.shared_value(block.value_place(entry));
+                    visitor(Visit::Entry(block.key(entry), value))
+                }),
+                Err(error) => visitor(Visit::Damaged(Damage {
                     offset: place.offset,
                     bytes: u64::from(place.len),
                     keys: Key::from(self.index.first_key(at))..self.index.end_key(at),
                     detail: detail(error),
-                });
+                })),
+            };
+            if !go_on || !visitor(Visit::Read(u64::from(place.len))) {
+                return;
             }
-            progress(u64::from(place.len));
         }
         let end = self.index.totals().end;
         let rest = self.file_bytes() - end;
@@ -203,14 +239,15 @@ impl Segment {
             Ok(_) => Some("it has changed since it was opened".to_owned()),
             Err(error) => Some(detail(error)),
         };
-        damaged.extend(found.map(|detail| Damage {
+        let damage = found.map(|detail| Damage {
             offset: end,
             bytes: rest,
             keys: Key::from(self.first_key())..self.index.end_key(count - 1),
             detail,
-        }));
-        progress(rest);
-        damaged
+        });
+        if damage.is_none_or(|damage| visitor(Visit::Damaged(damage))) {
+            visitor(Visit::Read(rest));
+        }
     }
 
     fn verify_block(
@@ -218,7 +255,7 @@ impl Segment {
         reader: &mut BlockReader<'_>,
         at: usize,
         end: usize,
-    ) -> Result<(), SegmentError> {
+    ) -> Result<Block, SegmentError> {
         let place = self.index.blocks()[at];
         let (block, _) = reader.block(at, end, READ_AHEAD)?;
         let last = block.key(block.entries() - 1);
@@ -226,7 +263,8 @@ impl Segment {
         block
             .check_order()
             .and(is_within.then_some(()).ok_or(Flaw::Index))
-            .map_err(|flaw| SegmentError::damaged(&self.path, place.offset, flaw))
+            .map_err(|flaw| SegmentError::damaged(&self.path, place.offset, flaw))?;
+        Ok(block)
     }
 
     pub(super) fn index(&self) -> &Index {
