@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use ::redb::backends::FileBackend;
 use ::redb::{
     Builder, Database, Error as RedbError, ReadableDatabase, StorageBackend, TableDefinition,
-    TableError, WriteTransaction,
+    WriteTransaction,
 };
 
 use super::extent::SegmentRow;
@@ -51,6 +51,16 @@ pub(super) fn open_file(
     config: &RedbConfig,
     meter: &Arc<Meter>,
 ) -> Result<Database, OpenError> {
+    open_file_of(path, config, meter, &[FORMAT_VERSION])
+}
+
+/// As [`open_file`]; it may also be of any of `formats`.
+pub(super) fn open_file_of(
+    path: &Path,
+    config: &RedbConfig,
+    meter: &Arc<Meter>,
+    formats: &[u32],
+) -> Result<Database, OpenError> {
     let found = match path.try_exists() {
         Ok(found) => found,
         Err(source) => return Err(io_error("look for", path, source)),
@@ -77,22 +87,24 @@ pub(super) fn open_file(
         });
     }
     let backend = FileBackend::new(file).map_err(|error| open_error(path, error.into()))?;
-    open_existing(Metered::new(backend, meter), len, path, config)
+    open_existing(Metered::new(backend, meter), len, (path, config, formats))
 }
 
-/// Opens what is in `backend`, or creates a store in it if it is empty.
+/// Opens what is in `backend`, which may be of any of `formats`, or creates a store in it if it is
+/// empty.
 pub(super) fn open_backend(
     backend: impl StorageBackend,
     name: &Path,
     config: &RedbConfig,
     meter: &Arc<Meter>,
+    formats: &[u32],
 ) -> Result<Database, OpenError> {
     let backend = Metered::new(backend, meter);
     let len = backend
         .len()
         .map_err(|source| io_error("inspect", name, source))?;
     if len > 0 {
-        return open_existing(backend, len, name, config);
+        return open_existing(backend, len, (name, config, formats));
     }
     guarded(name, || {
         let database = builder(config, name, &Arc::default()).create_with_backend(backend)?;
@@ -115,7 +127,8 @@ fn create_file(path: &Path, config: &RedbConfig, meter: &Arc<Meter>) -> Result<(
         .open(&unfinished)
         .map_err(|source| io_error("create", &unfinished, source))?;
     let backend = FileBackend::new(file).map_err(|error| open_error(path, error.into()))?;
-    drop(open_backend(backend, &unfinished, config, meter)?);
+    let formats = [FORMAT_VERSION];
+    drop(open_backend(backend, &unfinished, config, meter, &formats)?);
     // A link, not a rename: two brokers that start at once on one directory must not each take
     // the other's file away.
     let linked = std::fs::hard_link(&unfinished, path);
@@ -192,13 +205,12 @@ pub(super) fn store_id(database: &Database, file: &Path) -> Result<StoreId, Open
 fn open_existing(
     backend: impl StorageBackend,
     len: u64,
-    name: &Path,
-    config: &RedbConfig,
+    (name, config, formats): (&Path, &RedbConfig, &[u32]),
 ) -> Result<Database, OpenError> {
     guarded(name, || {
         let recovered = Arc::<AtomicBool>::default();
         let mut database = builder(config, name, &recovered).create_with_backend(backend)?;
-        if let Err(error) = check_format(&database, name)? {
+        if let Err(error) = check_format(&database, name, formats)? {
             return Ok(Err(error));
         }
         if recovered.load(Ordering::Relaxed) {
@@ -235,32 +247,36 @@ fn builder(config: &RedbConfig, name: &Path, recovered: &Arc<AtomicBool>) -> Bui
 }
 
 /// Checks what wrote the file. The outer error is of the file, the inner one of its version.
-fn check_format(database: &Database, name: &Path) -> Result<Result<(), OpenError>, RedbError> {
-    let table = match database.begin_read()?.open_table(FORMAT) {
-        Ok(table) => table,
-        Err(TableError::TableDoesNotExist(_)) => {
-            let detail = "a redb file of another program".to_owned();
-            return Ok(Err(OpenError::NotAStore {
-                file: name.to_owned(),
-                detail,
-            }));
-        }
-        Err(error) => return Err(error.into()),
-    };
-    let row = table.get(FORMAT_KEY)?.map(|row| row.value().to_vec());
-    let version = row.as_deref().and_then(read_format_row);
-    Ok(match version {
-        Some(FORMAT_VERSION) => Ok(()),
-        Some(found) => Err(OpenError::Format {
-            file: name.to_owned(),
+fn check_format(
+    database: &Database,
+    name: &Path,
+    formats: &[u32],
+) -> Result<Result<(), OpenError>, RedbError> {
+    let file = || name.to_owned();
+    Ok(match format(database) {
+        Ok(Some(found)) if formats.contains(&found) => Ok(()),
+        Ok(Some(found)) => Err(OpenError::Format {
+            file: file(),
             found,
             expected: FORMAT_VERSION,
         }),
-        None => Err(OpenError::Corrupt {
-            file: name.to_owned(),
+        Ok(None) => Err(OpenError::Corrupt {
+            file: file(),
             detail: "the row with the format version does not match its checksum".to_owned(),
         }),
+        Err(RedbError::TableDoesNotExist(_)) => Err(OpenError::NotAStore {
+            file: file(),
+            detail: "a redb file of another program".to_owned(),
+        }),
+        Err(error) => return Err(error),
     })
+}
+
+/// The version of the file, if its row matches its checksum.
+pub(super) fn format(database: &Database) -> Result<Option<u32>, RedbError> {
+    let table = database.begin_read()?.open_table(FORMAT)?;
+    let row = table.get(FORMAT_KEY)?;
+    Ok(row.and_then(|row| read_format_row(row.value())))
 }
 
 /// The version and its checksum. This row's layout never changes, whatever the version.
@@ -404,7 +420,7 @@ pub(super) fn segment_error(error: SegmentError) -> OpenError {
 }
 
 /// Runs something that may fail or panic on a damaged file.
-fn guarded<T>(
+pub(super) fn guarded<T>(
     file: &Path,
     work: impl FnOnce() -> Result<Result<T, OpenError>, RedbError>,
 ) -> Result<T, OpenError> {
