@@ -547,3 +547,6 @@ impl<'v> LiveExtents<'v> {
         Ok(false)
     }
 }
+
+#[cfg(test)]
+mod tests;
