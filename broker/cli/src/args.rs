@@ -142,6 +142,8 @@ pub(crate) enum Command {
     Context(cmd::context::ContextCommand),
     /// Show the broker's state.
     Status,
+    /// Check the stored data, and take damaged segments out of service.
+    Check(cmd::check::CheckArgs),
     /// Create, list, describe, alter and delete topics.
     #[command(subcommand)]
     Topic(cmd::topic::TopicCommand),
@@ -158,6 +160,9 @@ pub(crate) enum Command {
     /// Say who may do what.
     #[command(subcommand)]
     Acl(cmd::acl::AclCommand),
+    /// Back up a broker's store, and restore it.
+    #[command(subcommand)]
+    Backup(cmd::backup::BackupCommand),
     /// Print the completion script of a shell.
     Completion(cmd::completion::CompletionArgs),
 }

@@ -1,6 +1,8 @@
 //! The commands, one module each: its arguments, its help and its work.
 
 pub(crate) mod acl;
+pub(crate) mod backup;
+pub(crate) mod check;
 pub(crate) mod completion;
 pub(crate) mod consume;
 pub(crate) mod context;

@@ -53,12 +53,14 @@ async fn run(global: &Global, command: Command) -> Outcome {
         Command::Pki(command) => cmd::pki::run(global, command),
         Command::Context(command) => cmd::context::run(global, command),
         Command::Status => Box::pin(cmd::status::run(global)).await,
+        Command::Check(args) => Box::pin(cmd::check::run(global, args)).await,
         Command::Topic(command) => Box::pin(cmd::topic::run(global, command)).await,
         Command::Produce(args) => Box::pin(cmd::produce::run(global, args)).await,
         Command::Consume(args) => Box::pin(cmd::consume::run(global, args)).await,
         Command::Plugin(command) => Box::pin(cmd::plugin::run(global, command)).await,
         Command::Pipeline(command) => Box::pin(cmd::pipeline::run(global, command)).await,
         Command::Acl(command) => Box::pin(cmd::acl::run(global, command)).await,
+        Command::Backup(command) => Box::pin(cmd::backup::run(global, command)).await,
         Command::Completion(args) => cmd::completion::run(global, &args),
     }
 }

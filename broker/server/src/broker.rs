@@ -11,7 +11,9 @@ use quinn::{Endpoint, ServerConfig, TokioRuntime};
 use tokio::task::JoinHandle;
 
 use crate::access::Access;
+use crate::backup::job::Backups;
 use crate::catalog::{Catalog, CatalogError};
+use crate::check::Checks;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::gate::Gate;
@@ -25,7 +27,7 @@ use crate::tls::{self, TlsError};
 use crate::transport;
 
 /// Name of the shard's file in the data directory.
-const SHARD_FILE: &str = "shard-0.redb";
+pub(crate) const SHARD_FILE: &str = "shard-0.redb";
 /// Name of the directory of compiled plugins in the data directory.
 const ARTIFACTS_DIR: &str = "artifacts";
 
@@ -43,6 +45,10 @@ pub struct Broker {
     pub pipelines: Pipelines,
     /// The memory of recent batches.
     pub tails: TailBudget,
+    /// The backup under way.
+    pub backups: Backups,
+    /// The check of the stored data.
+    pub checks: Checks,
     /// The time.
     pub clock: Clock,
     /// How it was set up.
@@ -148,6 +154,8 @@ impl Broker {
         let started_ms = clock.now_ms();
         let broker = Arc::new(Self {
             pipelines: Pipelines::default(),
+            checks: Checks::default(),
+            backups: Backups::default(),
             gate: Gate::default(),
             store,
             catalog,
@@ -192,6 +200,7 @@ impl Running {
     pub async fn shutdown(self) {
         let Self { broker, tasks, .. } = self;
         broker.gate.close();
+        broker.checks.stop();
         if tokio::time::timeout(DRAIN_TIMEOUT, broker.gate.empty())
             .await
             .is_err()

@@ -8,8 +8,10 @@
 //! over several producers' batches, and any listener without mutual TLS.
 
 pub mod access;
+pub mod backup;
 mod broker;
 pub mod catalog;
+pub mod check;
 mod clock;
 pub mod config;
 pub mod gate;

@@ -136,6 +136,47 @@ const _: () = assert!(READ_CHUNK_BYTES <= TAIL_BYTES);
 const _: () = assert!(TIME_SEEKERS < COLD_READERS);
 const _: () = assert!(STREAM_WINDOW <= CONNECTION_WINDOW);
 
+// Backups.
+
+/// Bytes that a backup reads, and sends, in a second, unless configured: a part of what a disk and
+/// a network can do, so that producers are not hurt.
+pub const BACKUP_BYTES_PER_SECOND: u64 = 64 << 20;
+/// What `backup.mib_per_s` may be.
+pub const BACKUP_MIB_PER_S: RangeInclusive<u64> = 1..=(64 << 10);
+/// Bytes that a backup reads and writes at once. Places such as S3 take an object in pieces of at
+/// least 5 MiB, and at most 10,000 of them.
+pub const BACKUP_PIECE_BYTES: usize = 8 << 20;
+/// Backups that are looked through, the newest first, for the last one of the same store.
+pub const BACKUP_LOOK_BACK: usize = 16;
+/// Longest manifest of a backup, in bytes: a million segments.
+pub const MAX_MANIFEST_BYTES: u64 = 256 << 20;
+/// Longest part of a backup's rows, in bytes: one is closed at 16 MiB, and the last row of it may
+/// be as long as a value can be.
+pub const MAX_BACKUP_PART_BYTES: u64 = 96 << 20;
+/// Damaged segments of a backup up to this size, in bytes, are looked into for the place of the
+/// damage; that takes the whole of one in memory.
+pub const MAX_DAMAGED_SEGMENT_BYTES: u64 = 256 << 20;
+/// A lock at the place of backups that is older than this was left by a crash.
+pub const BACKUP_LOCK_LIFE: Duration = Duration::from_secs(600);
+/// How often a lock is renewed.
+pub const BACKUP_LOCK_RENEWAL: Duration = Duration::from_secs(60);
+
+const _: () = assert!(BACKUP_LOCK_RENEWAL.as_secs() * 5 < BACKUP_LOCK_LIFE.as_secs());
+const _: () =
+    assert!(MAX_BACKUP_PART_BYTES > (16 << 20) + millstream_store::limits::MAX_VALUE_LEN as u64);
+
+// Checks of the stored data.
+
+/// Bytes that a check reads in a second while the broker serves: a part of what a disk can do, so
+/// that producers are not hurt.
+pub const CHECK_BYTES_PER_SECOND: u64 = 64 << 20;
+/// Findings of a check that are kept; further ones are counted.
+pub const MAX_FINDINGS: usize = 1000;
+/// Longest text of a finding, in bytes.
+pub const MAX_FINDING_BYTES: usize = 512;
+/// Ranges of offsets that are told with one finding.
+pub const MAX_FINDING_RANGES: usize = 16;
+
 // Guests and pipelines.
 
 /// Records that one call of a plugin is given at most, so that an honest plugin meets its CPU

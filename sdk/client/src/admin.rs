@@ -5,11 +5,13 @@
 //! answer was lost with the connection, where repeating it does no harm.
 
 use millstream_proto::acl::{AclRule, Operation, ResourceKind};
+use millstream_proto::backup::BackupState;
 use millstream_proto::limits::MAX_PLUGIN_BYTES;
 use millstream_proto::message::{
     BrokerStatus, Digest, LogLine, OpenUpload, PluginVersion, Request, Response, StreamOpen,
 };
 use millstream_proto::pipeline::{PipelineInfo, PipelineSpec, PluginUse};
+use millstream_proto::storage::{CheckAction, CheckReport, ShardStorage};
 use millstream_proto::topic::{StartAt, TopicChange, TopicConfig, TopicInfo};
 use millstream_proto::{
     ConsumerName, ErrorClass, Offset, PartitionId, PipelineName, PluginName, Principal, Tenant,
@@ -53,6 +55,12 @@ fn nature(request: &Request) -> (&'static str, bool) {
         Request::ListRules => ("list rules", true),
         Request::CheckAccess { .. } => ("check access", true),
         Request::Status => ("status", true),
+        Request::Storage => ("storage", true),
+        // Started twice, it is refused the second time.
+        Request::Check(action) => ("check", !matches!(action, CheckAction::Start)),
+        // Started twice, there is one more than there need be.
+        Request::StartBackup => ("start backup", false),
+        Request::ShowBackup => ("show backup", true),
     }
 }
 
@@ -381,6 +389,41 @@ impl Client {
     /// `NotAuthorized`; or any [`RequestError`].
     pub async fn status(&self) -> Result<BrokerStatus, RequestError> {
         answer!(self, Request::Status, Response::Status(status) => status)
+    }
+
+    /// How the storage of each shard stands.
+    ///
+    /// # Errors
+    /// `NotAuthorized`; or any [`RequestError`].
+    pub async fn storage(&self) -> Result<Vec<ShardStorage>, RequestError> {
+        answer!(self, Request::Storage, Response::Storage(shards) => shards)
+    }
+
+    /// Starts a check of the stored data, ends it, or says how far it is.
+    ///
+    /// # Errors
+    /// `NotAuthorized`, `Overloaded` if one is started while another runs; or any
+    /// [`RequestError`].
+    pub async fn check(&self, action: CheckAction) -> Result<CheckReport, RequestError> {
+        answer!(self, Request::Check(action), Response::Check(report) => report)
+    }
+
+    /// Has the broker make a backup where its configuration says, unless one is under way.
+    /// [`Client::show_backup`] says how far it is.
+    ///
+    /// # Errors
+    /// `NotAuthorized`, `InvalidConfig` if the configuration says nothing; or any
+    /// [`RequestError`].
+    pub async fn start_backup(&self) -> Result<BackupState, RequestError> {
+        answer!(self, Request::StartBackup, Response::Backup(state) => state)
+    }
+
+    /// How far the broker's backup is, or how the last one ended.
+    ///
+    /// # Errors
+    /// As [`Client::start_backup`].
+    pub async fn show_backup(&self) -> Result<BackupState, RequestError> {
+        answer!(self, Request::ShowBackup, Response::Backup(state) => state)
     }
 
     /// Uploads a component as the next version of `plugin`; the broker validates

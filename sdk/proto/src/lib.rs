@@ -6,6 +6,7 @@
 //! crate accept any input and answer with an error; they never panic.
 
 pub mod acl;
+pub mod backup;
 pub mod batch;
 pub mod code;
 pub mod frame;
@@ -15,6 +16,7 @@ pub mod name;
 pub mod offset;
 pub mod partition;
 pub mod pipeline;
+pub mod storage;
 pub mod topic;
 pub mod version;
 

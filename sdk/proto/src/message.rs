@@ -4,10 +4,12 @@
 use serde::{Deserialize, Serialize};
 
 use crate::acl::{AclRule, Operation, ResourceKind};
+use crate::backup::BackupState;
 use crate::code::WireError;
 use crate::name::{ConsumerName, PipelineName, PluginName, Principal, Tenant, TopicName};
 use crate::offset::{Offset, PartitionId, ProducerEpoch, ProducerId, Sequence};
 use crate::pipeline::{PipelineInfo, PipelineSpec, PluginKind, PluginUse};
+use crate::storage::{CheckAction, CheckReport, ShardStorage};
 use crate::topic::{StartAt, TopicChange, TopicConfig, TopicInfo};
 use crate::version::Hello;
 
@@ -310,6 +312,15 @@ pub enum Request {
     },
     /// Answer: [`Response::Status`].
     Status,
+    /// How the storage stands. Answer: [`Response::Storage`].
+    Storage,
+    /// Check the stored data. Answer: [`Response::Check`].
+    Check(CheckAction),
+    /// Make a backup where the broker's configuration says, unless one is under way. Answer:
+    /// [`Response::Backup`].
+    StartBackup,
+    /// How far the backup is. Answer: [`Response::Backup`].
+    ShowBackup,
 }
 
 /// An answer on the control stream; errors are frames of their own.
@@ -342,6 +353,12 @@ pub enum Response {
     },
     /// The broker's state.
     Status(BrokerStatus),
+    /// The storage of each shard.
+    Storage(Vec<ShardStorage>),
+    /// How far the check is, and what it has found.
+    Check(CheckReport),
+    /// How far the backup is, or how the last one ended.
+    Backup(BackupState),
 }
 
 /// The broker's state as its operator sees it.
@@ -429,6 +446,11 @@ mod tests {
             [1, 1, 0xac, 2, 2, 0, 0]
         );
         assert_eq!(postcard::to_allocvec(&Request::Status).unwrap(), [23]);
+        assert_eq!(postcard::to_allocvec(&Request::Storage).unwrap(), [24]);
+        let look = Request::Check(CheckAction::Look);
+        assert_eq!(postcard::to_allocvec(&look).unwrap(), [25, 1]);
+        assert_eq!(postcard::to_allocvec(&Request::StartBackup).unwrap(), [26]);
+        assert_eq!(postcard::to_allocvec(&Request::ShowBackup).unwrap(), [27]);
     }
 
     #[test]

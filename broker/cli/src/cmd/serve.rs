@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use millstream_broker::config::{ConfigError, TlsFiles};
+use millstream_broker::config::{BackupConfig, ConfigError, TlsFiles};
 use millstream_broker::{Broker, Clock, Config, Running, StartError};
 use millstream_proto::Principal;
 use serde::Serialize;
@@ -53,6 +53,9 @@ pub(crate) struct ServeArgs {
     /// the directory's trust domain unless given.
     #[arg(long = "admin", value_name = "PRINCIPAL")]
     admins: Vec<Principal>,
+    /// Without a configuration: where backups go that `millstream backup create` asks for.
+    #[arg(long = "backup-target", value_name = "TARGET", conflicts_with = "config")]
+    backup_target: Option<String>,
     /// Write the address that was bound to this file too.
     #[arg(long, value_name = "FILE")]
     port_file: Option<PathBuf>,
@@ -131,6 +134,7 @@ fn configuration(args: &ServeArgs) -> Outcome<Config> {
     let tls = TlsFiles::new(server.certificate, server.key, authority.certificate);
     let mut config = Config::new(args.listen, data, tls);
     config.admins.clone_from(&args.admins);
+    config.backup = args.backup_target.clone().map(BackupConfig::new);
     if config.admins.is_empty() {
         let (tenant, name) = (pki::ADMIN_TENANT, pki::ADMIN_NAME);
         let admin = format!("spiffe://{domain}/{tenant}/{name}")

@@ -31,7 +31,7 @@ use millstream_plugin::EngineConfig;
 use millstream_plugin::limits::Limits;
 use millstream_proto::Principal;
 
-use crate::limits::{DEFAULT_MTU, MAX_CONNECTIONS, TAIL_BYTES};
+use crate::limits::{BACKUP_BYTES_PER_SECOND, DEFAULT_MTU, MAX_CONNECTIONS, TAIL_BYTES};
 
 /// How the broker is set up. Made by [`Config::load`], [`Config::from_toml`] or [`Config::new`].
 #[derive(Clone, Debug, PartialEq)]
@@ -51,6 +51,28 @@ pub struct Config {
     pub storage: StorageConfig,
     /// Plugins.
     pub plugins: PluginsConfig,
+    /// Where backups go that are asked for while the broker runs; none are made without it.
+    pub backup: Option<BackupConfig>,
+}
+
+/// Backups that are made while the broker runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct BackupConfig {
+    /// Where they go: see [`crate::backup::Target::open`].
+    pub target: String,
+    /// Most bytes that one reads, and sends, in a second.
+    pub bytes_per_second: u64,
+}
+
+impl BackupConfig {
+    /// Backups at `target`, no faster than usual.
+    pub fn new(target: impl Into<String>) -> Self {
+        Self {
+            target: target.into(),
+            bytes_per_second: BACKUP_BYTES_PER_SECOND,
+        }
+    }
 }
 
 /// The files that prove who is who, all PEM.
@@ -182,6 +204,7 @@ impl Config {
             transport: TransportConfig::default(),
             storage: StorageConfig::default(),
             plugins: PluginsConfig::default(),
+            backup: None,
         }
     }
 

@@ -10,8 +10,9 @@ use millstream_plugin::EngineConfig;
 use millstream_plugin::limits::{Limits, MAX_INSTANCES};
 use serde::Deserialize;
 
-use super::{Config, ConfigError, PluginsConfig, StorageConfig, TlsFiles, TransportConfig, millis};
-use crate::limits::{CACHE_MIB, CONNECTIONS, HOT_MIB, MTU, TAIL_MIB};
+use super::{BackupConfig, Config, ConfigError, PluginsConfig, StorageConfig, TlsFiles, TransportConfig, millis};
+use crate::backup::Target;
+use crate::limits::{BACKUP_BYTES_PER_SECOND, BACKUP_MIB_PER_S, CACHE_MIB, CONNECTIONS, HOT_MIB, MTU, TAIL_MIB};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -27,6 +28,7 @@ pub(super) struct Raw {
     storage: Storage,
     #[serde(default)]
     plugins: Plugins,
+    backup: Option<Backup>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -64,6 +66,13 @@ struct Plugins {
     cpu_share: Option<f64>,
 }
 
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Backup {
+    target: String,
+    mib_per_s: Option<u64>,
+}
+
 /// The address of a broker whose configuration names none.
 const DEFAULT_LISTEN: &str = "127.0.0.1:7440";
 
@@ -77,6 +86,7 @@ impl Raw {
             transport,
             storage,
             plugins,
+            backup,
         } = self;
         let listen = listen.unwrap_or_else(|| DEFAULT_LISTEN.to_owned());
         let listen = listen.parse().map_err(|_| {
@@ -102,6 +112,7 @@ impl Raw {
             transport: transport.check()?,
             storage: storage.check()?,
             plugins: plugins.check()?,
+            backup: backup.map(|backup| backup.check(base)).transpose()?,
         })
     }
 }
@@ -220,6 +231,27 @@ impl Plugins {
         Ok(PluginsConfig {
             engine: EngineConfig { instances },
             limits,
+        })
+    }
+}
+
+impl Backup {
+    fn check(self, base: &Path) -> Result<BackupConfig, ConfigError> {
+        let Self { target, mib_per_s } = self;
+        // A directory is relative to the file, as all are.
+        let target = match target.contains("://") || target.is_empty() {
+            true => target,
+            false => base.join(target).display().to_string(),
+        };
+        Target::check(&target).map_err(|error| {
+            let expected = format!("{error}");
+            value("backup.target", &target, &expected)
+        })?;
+        let default = BACKUP_BYTES_PER_SECOND >> 20;
+        let mib = number("backup.mib_per_s", mib_per_s, BACKUP_MIB_PER_S, default)?;
+        Ok(BackupConfig {
+            target,
+            bytes_per_second: mib << 20,
         })
     }
 }

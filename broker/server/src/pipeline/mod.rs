@@ -12,7 +12,7 @@
 
 mod lifecycle;
 mod progress;
-mod row;
+pub(crate) mod row;
 mod run;
 mod task;
 

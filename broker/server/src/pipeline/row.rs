@@ -10,7 +10,7 @@
 
 use std::ops::Range;
 
-use bytes::{BufMut, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use millstream_proto::pipeline::{PipelineSpec, PipelineState};
 use millstream_proto::{Offset, PartitionId, PipelineName, Principal};
 use millstream_store::{Direction, Key, ReadError, Row, ScanLimit, Snapshot, Space, WriteBatch};
@@ -40,11 +40,11 @@ fn bad(key: &[u8], why: impl ToString) -> RowError {
 
 /// What a pipeline is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct DefinitionRow {
+pub(crate) struct DefinitionRow {
     /// Its number, which keys of its positions begin with.
-    pub(super) id: u32,
+    pub(crate) id: u32,
     /// Its definition, versions filled in.
-    pub(super) spec: PipelineSpec,
+    pub(crate) spec: PipelineSpec,
     /// Who applied it, and as whom it runs.
     pub(super) owner: Principal,
     /// Whether it is to run.
@@ -62,7 +62,7 @@ impl DefinitionRow {
         Ok(())
     }
 
-    fn decode(row: &Row) -> Result<Self, RowError> {
+    pub(crate) fn decode(row: &Row) -> Result<Self, RowError> {
         let name = row.key.get(DEFINITION.len()..).unwrap_or_default();
         let decoded: Self = match row.value.split_first() {
             Some((&VERSION, rest)) => postcard::from_bytes(rest).map_err(|e| bad(&row.key, e))?,
@@ -128,6 +128,22 @@ impl PositionKey {
         let offset: [u8; 8] = rest.try_into().map_err(|_| bad(&row.key, "wrong length"))?;
         Ok((key, Offset(u64::from_be_bytes(offset))))
     }
+}
+
+/// Whether a row is one of a pipeline: its definition, or a position.
+pub(crate) fn check_row(key: &[u8], value: &Bytes) -> Result<(), String> {
+    let row = Row {
+        key: Key::from(key),
+        value: value.clone(),
+    };
+    let decoded = if key.starts_with(DEFINITION) {
+        DefinitionRow::decode(&row).map(drop)
+    } else if key.starts_with(POSITION) {
+        PositionKey::decode(&row).map(drop)
+    } else {
+        Err(bad(key, "of a kind that is not known"))
+    };
+    decoded.map_err(|e| e.to_string())
 }
 
 /// Removes everything of a pipeline.
@@ -197,7 +213,6 @@ fn scan<T>(
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a panic is a test's way to fail")]
 mod tests {
-    use bytes::Bytes;
     use millstream_store::{MemoryStore, Store};
     use proptest::prelude::*;
 

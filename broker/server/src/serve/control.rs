@@ -23,6 +23,8 @@ use millstream_proto::{ErrorCode, WireError};
 use serde::Serialize;
 use tokio::task::JoinHandle;
 
+use crate::backup::job;
+use crate::check;
 use crate::limits::{CONTROL_IN_FLIGHT, PAGE_BYTES};
 use crate::session::{Peer, refuse, shutting_down};
 use crate::status;
@@ -122,6 +124,10 @@ fn at_once(peer: &Peer, request: Request) -> Result<Result<Response, WireError>,
             name,
         } => acl::check(peer, &principal, operation, resource, &name),
         Request::Status => status::answer(peer),
+        Request::Storage => status::storage(peer),
+        Request::Check(action) => check::answer(peer, action),
+        Request::StartBackup => job::start(peer),
+        Request::ShowBackup => job::state(peer),
         other => return Err(other),
     })
 }
@@ -156,7 +162,11 @@ async fn later(peer: Peer, request: Request) -> Result<Response, WireError> {
         | Request::ShowPipeline { .. }
         | Request::ListRules
         | Request::CheckAccess { .. }
-        | Request::Status => {
+        | Request::Status
+        | Request::Storage
+        | Request::Check(_)
+        | Request::StartBackup
+        | Request::ShowBackup => {
             let text = "a request that is answered at once was put off";
             Err(WireError::new(ErrorCode::Internal, text))
         }

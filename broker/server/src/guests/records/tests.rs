@@ -159,7 +159,7 @@ proptest! {
             prop_assert_eq!(seen(&columns), expected);
             let sizes = columns.sizes.to_vec();
             if needs.keys && needs.values && needs.headers {
-                prop_assert_eq!(sizes, []);
+                prop_assert!(sizes.is_empty());
             } else {
                 let size = |index| records.size(index) as u32;
                 prop_assert_eq!(sizes, (from..to).map(size).collect::<Vec<_>>());
