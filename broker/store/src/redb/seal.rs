@@ -236,6 +236,8 @@ impl Sealer {
         let (desk, gate) = (Arc::clone(&self.desk), Arc::clone(&self.queue.gate));
         // What a crash has left to be swept must not wait for an append that waits for it.
         self.queue.nudge();
+        // Nor what is unwanted for more of it.
+        desk.cut();
         if let Err(detail) = caught(|| self.work()) {
             gate.stop(StopCause::Panic {
                 file: gate.file.clone(),

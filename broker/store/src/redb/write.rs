@@ -134,13 +134,15 @@ impl RedbEngine {
         self.kills += u64::from(written.killed());
         self.shared.meter.appended(written.bytes());
         self.shared.meter.sealed(written.sealed);
-        if written.cut {
-            self.desk.cut();
-        }
+        let cut = written.cut;
         let emptied = written.emptied.iter().map(|number| (sight.commit, *number));
         self.emptied.extend(emptied);
         self.take_over(sight.commit, |index| written.apply(index, sight.commit));
         self.publish(sight)?;
+        // Not before it is published: the sealer would look at the state before.
+        if cut {
+            self.desk.cut();
+        }
         self.weigh();
         Ok(())
     }

@@ -21,10 +21,17 @@ use redb::StorageBackend;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Waits for what a thread of the store does of its own accord.
-pub(crate) fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+pub(crate) fn wait_until(what: &str, is_so: impl FnMut() -> bool) {
+    wait_until_or(is_so, || what.to_owned());
+}
+
+/// As [`wait_until`]; `what` tells how things stand when it has not come.
+pub(crate) fn wait_until_or(mut is_so: impl FnMut() -> bool, what: impl FnOnce() -> String) {
     let deadline = Instant::now() + PATIENCE;
     while !is_so() {
-        assert!(Instant::now() < deadline, "never came: {what}");
+        if Instant::now() >= deadline {
+            panic!("never came: {}", what());
+        }
         std::thread::yield_now();
     }
 }
