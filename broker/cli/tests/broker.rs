@@ -50,6 +50,7 @@ impl World {
                 "127.0.0.1:0",
             ])
             .args(["--port-file", "port", "--log-format", "json"])
+            .args(["--backup-target", "backups"])
             .stdout(Stdio::piped())
             .stderr(fs::File::create(home.path().join("log")).unwrap())
             .spawn()
@@ -277,4 +278,101 @@ fn a_broker_that_is_asked_to_stop_stops_in_good_order() {
         .lines()
         .map(|line| serde_json::from_str::<Value>(line).unwrap());
     assert!(lines.count() > 0, "the log is JSON");
+}
+
+#[test]
+fn a_store_is_backed_up_listed_verified_and_restored() {
+    let world = World::new();
+    world.good(&["topic", "create", "acme/t"]);
+    world.good_with(&["produce", "acme/t"], "one\ntwo\n");
+    let made = world.json(&["backup", "create", "--json"]);
+    let id = made["id"].as_str().unwrap();
+    assert!(made["copied_bytes"].as_u64().unwrap() > 0);
+    let place = ["--target", "backups"];
+    let listed = world.json(&[&["backup", "list", "--json"], &place[..]].concat());
+    assert_eq!(
+        (&listed[0]["id"], listed.as_array().unwrap().len()),
+        (&made["id"], 1)
+    );
+    let said = world.good(&[&["backup", "verify"], &place[..]].concat());
+    assert!(said.contains("all as it was written"), "{said}");
+
+    // A broker that runs has its data directory to itself.
+    let offline = [
+        "backup",
+        "create",
+        "--data-dir",
+        "data",
+        "--target",
+        "others",
+    ];
+    let refused = world.bad(1, &offline);
+    assert!(
+        refused.contains("in use") && refused.contains("backup create"),
+        "{refused}"
+    );
+    world.good_with(&["produce", "acme/t"], "three\n");
+    world.good(&["backup", "create", "-q"]);
+    let first = [&["backup", "restore", "--backup", id], &place[..]].concat();
+    let restored = world.good(&[&first[..], &["--into", "copy"]].concat());
+    assert!(restored.contains(id), "{restored}");
+    let refused = world.bad(2, &[&first[..], &["--into", "copy"]].concat());
+    assert!(refused.contains("not empty"), "{refused}");
+    let none = [
+        &["backup", "restore", "--before", "2020-01-01T00:00:00Z"],
+        &place[..],
+    ]
+    .concat();
+    world.bad(4, &[&none[..], &["--into", "never"]].concat());
+    let none = [&first[..], &["--topic", "acme/none", "--into", "never"]].concat();
+    world.bad(4, &none);
+
+    // The copy is a data directory: backed up without a broker, it is the same again.
+    let offline = [
+        "backup",
+        "create",
+        "--data-dir",
+        "copy",
+        "--target",
+        "others",
+        "--limit",
+        "64MiB",
+    ];
+    world.good(&offline);
+    world.bad(
+        4,
+        &[
+            "backup",
+            "create",
+            "--data-dir",
+            "nowhere",
+            "--target",
+            "others",
+        ],
+    );
+    let listed = world.json(&["backup", "list", "--target", "others", "--json"]);
+    assert_ne!(
+        listed[0]["store"],
+        world.json(&[&["backup", "list", "--json"], &place[..]].concat())[0]["store"]
+    );
+
+    // What is flipped is named.
+    let parts = world.home.path().join("backups/parts");
+    let part = fs::read_dir(parts).unwrap().next().unwrap().unwrap().path();
+    let mut bytes = fs::read(&part).unwrap();
+    bytes[40] ^= 1;
+    fs::write(&part, bytes).unwrap();
+    let output = world.run(&[&["backup", "verify"], &place[..]].concat(), "");
+    assert_eq!(output.status.code(), Some(1));
+    let name = part.file_name().unwrap().to_str().unwrap();
+    assert!(
+        text(&output.stdout).contains(name),
+        "{}",
+        text(&output.stdout)
+    );
+
+    let pruned = world.json(&[&["backup", "prune", "--keep", "1", "--json"], &place[..]].concat());
+    assert_eq!(pruned["removed"][0], made["id"]);
+    assert_eq!(pruned["kept"].as_array().unwrap().len(), 1);
+    world.bad(2, &["backup", "list", "--target", "http://host/x"]);
 }

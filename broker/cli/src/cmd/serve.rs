@@ -32,6 +32,8 @@ A configuration file; what it does not say has a default, unknown keys are refus
   cert = \"server.pem\"
   key = \"server.key\"
   client_ca = \"ca.pem\"
+  [backup]
+  target = \"s3://backups/broker-1\"
 
 Examples:
   millstream serve --pki pki --data data

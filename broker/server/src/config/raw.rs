@@ -10,9 +10,14 @@ use millstream_plugin::EngineConfig;
 use millstream_plugin::limits::{Limits, MAX_INSTANCES};
 use serde::Deserialize;
 
-use super::{BackupConfig, Config, ConfigError, PluginsConfig, StorageConfig, TlsFiles, TransportConfig, millis};
+use super::{
+    BackupConfig, Config, ConfigError, PluginsConfig, StorageConfig, TlsFiles, TransportConfig,
+    millis,
+};
 use crate::backup::Target;
-use crate::limits::{BACKUP_BYTES_PER_SECOND, BACKUP_MIB_PER_S, CACHE_MIB, CONNECTIONS, HOT_MIB, MTU, TAIL_MIB};
+use crate::limits::{
+    BACKUP_BYTES_PER_SECOND, BACKUP_MIB_PER_S, CACHE_MIB, CONNECTIONS, HOT_MIB, MTU, TAIL_MIB,
+};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
