@@ -485,10 +485,13 @@ impl Run {
         }
         self.held.clear();
         self.commit(WriteBatch::new());
-        let machine = self.machine.clone();
+        let (machine, store) = (self.machine.clone(), self.store());
         wait_until("the end of the last segment", || {
-            machine.segments().is_empty()
+            machine.segments().is_empty() && store.stats().storage.hot_bytes == 0
         });
+        let figures = store.stats().storage;
+        let left = [figures.segments, figures.live_bytes, figures.garbage_bytes];
+        assert_eq!(left, [0; 3], "{figures:?}");
         self.check_now();
         self.settle();
         assert_eq!(self.machine.segments(), []);
@@ -543,7 +546,7 @@ fn in_use(machine: &Machine) -> Vec<u64> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, max_shrink_iters: 400, ..Default::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, max_shrink_iters: 100, ..Default::default() })]
 
     #[test]
     fn the_sealed_store_agrees_with_a_map(steps in prop::collection::vec(step(), 1..70)) {

@@ -1,0 +1,291 @@
+//! Segments that are damaged or gone: whoever reads what lay in them is told, by the file's name,
+//! and nobody else notices.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod machine;
+mod script;
+
+use std::collections::BTreeSet;
+use std::sync::OnceLock;
+
+use machine::{Machine, commit, tiny, wait_until};
+use millstream_store::key::record;
+use millstream_store::segment::{Files, OpenLimits, Segments};
+use millstream_store::{
+    Direction, Key, ReadError, RedbConfig, RedbStore, ScanLimit, Snapshot, Space, Store,
+};
+use proptest::prelude::*;
+use proptest::sample::Index;
+use script::{APPENDS, LAST, Rows, after, batch, is_stopped, settle};
+
+/// A closed machine with batches 1 to [`APPENDS`], most of them sealed.
+fn sealed() -> Machine {
+    static MACHINE: OnceLock<Machine> = OnceLock::new();
+    let machine = MACHINE.get_or_init(|| {
+        let machine = Machine::new();
+        let store = machine.open(&tiny());
+        for number in 1..=APPENDS {
+            commit(&store, batch(number)).unwrap();
+        }
+        settle(&store, tiny().segment_bytes, || false);
+        store.close();
+        machine
+    });
+    machine.copy()
+}
+
+/// Settings under which nothing moves of its own accord.
+fn still() -> RedbConfig {
+    RedbConfig {
+        hot_bytes: 1 << 30,
+        ..tiny()
+    }
+}
+
+/// The keys that lie in a segment.
+fn keys_of(machine: &Machine, number: u64) -> BTreeSet<Key> {
+    let files = std::sync::Arc::new(machine.copy().files);
+    let len = files.open(number).unwrap().byte_len();
+    let segments = Segments::new(files, OpenLimits::default());
+    let segment = segments.get(number, len).unwrap();
+    segment
+        .iter(Direction::Forward)
+        .map(|row| row.unwrap().key)
+        .collect()
+}
+
+fn names(machine: &Machine, error: &ReadError, number: u64) -> bool {
+    let text = error.to_string();
+    let is_kind = matches!(error, ReadError::Corrupt { .. } | ReadError::Io { .. });
+    is_kind && text.contains(&machine.files.path(number).display().to_string())
+}
+
+/// Reads every record by itself. Those that cannot be read lie in segment `number`, and the error
+/// says so; all others are what was written. Returns which those are.
+fn unreadable(
+    machine: &Machine,
+    snapshot: &dyn Snapshot,
+    rows: &Rows,
+    number: u64,
+) -> BTreeSet<Key> {
+    let mut lost = BTreeSet::new();
+    for (key, value) in rows {
+        match snapshot.get(Space::Records, key) {
+            Ok(found) => assert_eq!(found.as_ref(), Some(value), "{key:?}"),
+            Err(error) => {
+                assert!(names(machine, &error, number), "{error}");
+                lost.insert(key.clone());
+            }
+        }
+    }
+    assert!(lost.is_subset(&keys_of(&sealed(), number)));
+    lost
+}
+
+/// Pages through everything, around what cannot be read. What comes is right, in order, and
+/// complete but for `lost`.
+fn scan_around(
+    machine: &Machine,
+    snapshot: &dyn Snapshot,
+    rows: &Rows,
+    lost: &BTreeSet<Key>,
+    number: u64,
+) {
+    for direction in [Direction::Forward, Direction::Backward] {
+        let mut left: Vec<&Key> = rows.keys().collect();
+        if direction == Direction::Backward {
+            left.reverse();
+        }
+        let (mut from, mut to) = (Key::from([0]), Key::from([0xFF; 20]));
+        let mut passed = BTreeSet::new();
+        loop {
+            let (limit, start) = (ScanLimit::bytes(15_000), left.first().copied());
+            match snapshot.scan(Space::Records, &from..&to, direction, limit) {
+                Ok(page) => {
+                    let found: Vec<&Key> = page.rows.iter().map(|row| &row.key).collect();
+                    assert!(
+                        left.starts_with(&found),
+                        "{direction:?}: {found:?} of {left:?}"
+                    );
+                    assert!(page.rows.iter().all(|row| rows[&row.key] == row.value));
+                    left.drain(..found.len());
+                    if !page.more {
+                        break;
+                    }
+                }
+                // Only because of the next one; it is passed over.
+                Err(error) => {
+                    assert!(names(machine, &error, number), "{error}");
+                    assert!(
+                        lost.contains(start.unwrap()),
+                        "{direction:?}: {start:?} is not lost"
+                    );
+                    passed.insert(left.remove(0).clone());
+                }
+            }
+            let Some(next) = left.first() else { break };
+            match direction {
+                Direction::Forward => from = Key::clone(next),
+                Direction::Backward => to = Key::clone(next).push_bytes(&[0]),
+            }
+        }
+        assert!(
+            left.is_empty() && passed == *lost,
+            "{direction:?}: {passed:?} of {lost:?}"
+        );
+    }
+}
+
+/// The store serves what is left, takes more, and seals it.
+fn goes_on(store: &RedbStore, rows: &Rows) {
+    for number in APPENDS + 1..=LAST {
+        commit(store, batch(number)).unwrap();
+    }
+    let before = store.stats().storage.segments;
+    store.seal_now();
+    assert!(!is_stopped(store));
+    let snapshot = store.snapshot().unwrap();
+    for (key, value) in after(LAST)
+        .iter()
+        .filter(|(key, _)| !rows.contains_key(*key))
+    {
+        assert_eq!(
+            snapshot.get(Space::Records, key).unwrap().as_ref(),
+            Some(value)
+        );
+    }
+    assert!(store.stats().storage.segments > 0, "{before} before");
+}
+
+#[test]
+fn a_missing_segment_is_named_and_the_rest_is_served() {
+    for number in sealed().segments() {
+        let machine = sealed();
+        machine.files.remove(number).unwrap();
+        let store = machine.open(&still());
+        let rows = after(APPENDS);
+        let snapshot = store.snapshot().unwrap();
+        let lost = unreadable(&machine, &*snapshot, &rows, number);
+        assert_eq!(lost, keys_of(&sealed(), number));
+        scan_around(&machine, &*snapshot, &rows, &lost, number);
+        drop(snapshot);
+        goes_on(&store, &rows);
+    }
+}
+
+#[test]
+fn a_segment_cut_short_is_named_and_the_rest_is_served() {
+    let number = sealed().segments()[0];
+    let len = sealed().files.content(number).unwrap().len();
+    for kept in [0, 1, len / 2, len - 61, len - 1] {
+        let machine = sealed();
+        machine.files.truncate(number, kept);
+        let store = machine.open(&still());
+        let rows = after(APPENDS);
+        let snapshot = store.snapshot().unwrap();
+        let lost = unreadable(&machine, &*snapshot, &rows, number);
+        assert_eq!(lost, keys_of(&sealed(), number), "cut to {kept}");
+        drop(snapshot);
+        goes_on(&store, &rows);
+    }
+}
+
+#[test]
+fn the_newest_records_are_found_though_what_lies_below_them_is_damaged() {
+    let machine = sealed();
+    for number in machine.segments() {
+        machine.files.truncate(number, 10);
+    }
+    let store = machine.open(&still());
+    for number in [APPENDS + 1, APPENDS + 3] {
+        commit(&store, batch(number)).unwrap();
+    }
+    let snapshot = store.snapshot().unwrap();
+    let topic = 1 + ((APPENDS + 1) % 2) as u32;
+    for partition in 0..script::PARTITIONS {
+        let limit = ScanLimit::rows(10);
+        // In the middle of the batch before the last.
+        let page = record::scan_from(&*snapshot, topic, partition, APPENDS + 2, limit).unwrap();
+        let found: Vec<_> = page.rows.iter().map(|row| row.key.clone()).collect();
+        let key = |offset| script::key(topic, partition, offset);
+        assert_eq!(found, [key(APPENDS + 1), key(APPENDS + 3)]);
+    }
+    assert!(!is_stopped(&store));
+}
+
+/// Rewriting passes over what it cannot read, says so, and goes on with the rest.
+#[test]
+fn a_damaged_segment_does_not_keep_others_from_being_rewritten() {
+    let (damaged, gone) = (sealed().segments()[0], sealed().segments()[1]);
+    let machine = sealed();
+    for at in 0..20 {
+        machine.files.flip(damaged, at, 0xFF);
+    }
+    machine.files.remove(gone).unwrap();
+    let store = machine.open(&still());
+    // Leaves little of each segment, but something.
+    for number in APPENDS + 1..LAST {
+        commit(&store, batch(number)).unwrap();
+    }
+    wait_until("a rewrite of the others", || {
+        let figures = store.stats().storage;
+        let trouble = store.trouble();
+        let names = |number| {
+            let file = machine.files.path(number).display().to_string();
+            trouble.as_ref().is_some_and(|text| text.contains(&file))
+        };
+        figures.segments < 4 && (names(damaged) || names(gone))
+    });
+    assert!(!is_stopped(&store));
+    let kept: Vec<u64> = machine.segments();
+    assert!(kept.contains(&damaged), "{kept:?}");
+    for (key, value) in &after(LAST - 1) {
+        match store.snapshot().unwrap().get(Space::Records, key) {
+            Ok(found) => assert_eq!(found.as_ref(), Some(value)),
+            Err(error) => {
+                let is_known = names(&machine, &error, damaged) || names(&machine, &error, gone);
+                assert!(is_known, "{error}");
+            }
+        }
+    }
+    // With the last wanted record the trouble goes.
+    for topic in [1, 2] {
+        let mut batch = millstream_store::WriteBatch::new();
+        batch.delete_range(Space::Records, record::range_topic(topic));
+        commit(&store, batch).unwrap();
+    }
+    wait_until("the end of the segments", || machine.segments().is_empty());
+    store.seal_now();
+    wait_until("the end of the trouble", || store.trouble().is_none());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 120, failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn a_flipped_byte_is_named_and_the_rest_is_served(
+        which: Index, at: Index, mask in 1u8..=255, while_open: bool,
+    ) {
+        let machine = sealed();
+        let segments = machine.segments();
+        let number = segments[which.index(segments.len())];
+        let at = at.index(machine.files.content(number).unwrap().len());
+        let rows = after(APPENDS);
+        if !while_open {
+            machine.files.flip(number, at, mask);
+        }
+        let store = machine.open(&still());
+        if while_open {
+            script::check(&store, APPENDS, "before");
+            machine.files.flip(number, at, mask);
+        }
+        let snapshot = store.snapshot().unwrap();
+        let lost = unreadable(&machine, &*snapshot, &rows, number);
+        // The index of an open segment is in memory.
+        prop_assert!(while_open || !lost.is_empty());
+        scan_around(&machine, &*snapshot, &rows, &lost, number);
+        drop(snapshot);
+        goes_on(&store, &rows);
+    }
+}
