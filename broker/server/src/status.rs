@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use millstream_proto::WireError;
 use millstream_proto::message::{BrokerStatus, Response, ShardStatus};
+use millstream_proto::storage::{Histogram, ShardStorage};
 use millstream_store::Store;
 
 use crate::session::Peer;
@@ -34,6 +35,42 @@ fn shard(number: u32, store: &Arc<dyn Store>) -> ShardStatus {
         stopped,
         file_bytes: stats.file_bytes,
         commits: stats.commits,
+    }
+}
+
+/// Answers a request for the storage's figures; admins only, as the status.
+pub(crate) fn storage(peer: &Peer) -> Result<Response, WireError> {
+    let broker = &peer.broker;
+    broker
+        .access
+        .check_admin(&peer.principal, "the broker's status")?;
+    Ok(Response::Storage(vec![shard_storage(0, &broker.store)]))
+}
+
+fn shard_storage(number: u32, store: &Arc<dyn Store>) -> ShardStorage {
+    let stats = store.stats();
+    let figures = stats.storage;
+    let histogram = |counted: millstream_store::Histogram| Histogram {
+        first: counted.first,
+        counts: counted.counts.to_vec(),
+    };
+    ShardStorage {
+        shard: number,
+        trouble: store.trouble(),
+        hot_bytes: figures.hot_bytes,
+        unsealed_bytes: figures.unsealed_bytes,
+        seal_lag_bytes: figures.seal_lag_bytes,
+        segments: figures.segments,
+        sealed_bytes: figures.sealed_bytes,
+        live_bytes: figures.live_bytes,
+        garbage_bytes: figures.garbage_bytes,
+        appended_bytes: figures.appended_bytes,
+        hot_written_bytes: figures.hot_written_bytes,
+        segment_written_bytes: figures.segment_written_bytes,
+        write_amplification_per_mille: figures.write_amplification_per_mille(),
+        opened_in_us: figures.opened_in_us,
+        commit_bytes: histogram(stats.commit_bytes),
+        commit_us: histogram(stats.commit_us),
     }
 }
 

@@ -1,6 +1,9 @@
 //! `millstream status`: the broker's state.
 
+use millstream::RequestError;
 use millstream_proto::message::BrokerStatus;
+use millstream_proto::storage::{Histogram, ShardStorage};
+use serde::Serialize;
 
 use crate::args::Global;
 use crate::error::{CliError, Exit, Outcome};
@@ -10,16 +13,16 @@ use crate::table::Table;
 
 /// Shows it. A shard that has stopped is an error, so that a health check needs no parser.
 pub(crate) async fn run(global: &Global) -> Outcome {
-    let (status, principal) = link::with(global, async |client| {
-        client
-            .status()
-            .await
-            .map(|status| (status, client.principal()))
+    let (status, storage, principal) = link::with(global, async |client| {
+        let status = client.status().await?;
+        let storage = client.storage().await?;
+        Ok::<_, RequestError>((status, storage, client.principal()))
     })
     .await?;
     let out = global.output();
     if out.json {
-        out.document(&status)?;
+        let (status, storage) = (&status, &storage);
+        out.document(&Told { status, storage })?;
     } else {
         let mut table = Table::new(&["BROKER", "VALUE"]);
         table.row(["version", &status.version]);
@@ -32,6 +35,9 @@ pub(crate) async fn run(global: &Global) -> Outcome {
         }
         out.line(&table.to_string())?;
         out.line(&format!("\n{}", shards(&status)))?;
+        for shard in &storage {
+            out.line(&format!("\n{}", figures(shard)))?;
+        }
     }
     match status.shards.iter().find(|shard| shard.stopped.is_some()) {
         Some(shard) => Err(CliError::new(
@@ -40,6 +46,70 @@ pub(crate) async fn run(global: &Global) -> Outcome {
         )
         .next("see the broker's log, mend the cause and restart the broker")),
         None => Ok(()),
+    }
+}
+
+#[derive(Serialize)]
+struct Told<'a> {
+    #[serde(flatten)]
+    status: &'a BrokerStatus,
+    storage: &'a [ShardStorage],
+}
+
+/// The storage of one shard, for people.
+fn figures(shard: &ShardStorage) -> Table {
+    let mut table = Table::new(&["STORAGE", "VALUE"]);
+    let hot = format!(
+        "{}, of which {} are not sealed",
+        show_bytes(shard.hot_bytes),
+        show_bytes(shard.unsealed_bytes)
+    );
+    table.row(["records in the hot file", &hot]);
+    table.row(["sealer behind by", &show_bytes(shard.seal_lag_bytes)]);
+    let sealed = format!(
+        "{} in {} segments, {} live, {} garbage",
+        show_bytes(shard.sealed_bytes),
+        show_count(shard.segments),
+        show_bytes(shard.live_bytes),
+        show_bytes(shard.garbage_bytes)
+    );
+    table.row(["sealed", &sealed]);
+    let written = format!(
+        "{} appended, {} to the hot file, {} to segments",
+        show_bytes(shard.appended_bytes),
+        show_bytes(shard.hot_written_bytes),
+        show_bytes(shard.segment_written_bytes)
+    );
+    table.row(["written since the start", &written]);
+    if let Some(share) = shard.write_amplification_per_mille {
+        let share = format!("{}.{:02}", share / 1000, share % 1000 / 10);
+        table.row(["write amplification", &share]);
+    }
+    table.row(["commits", &spread(&shard.commit_us, show_us)]);
+    table.row([
+        "bytes of a commit",
+        &spread(&shard.commit_bytes, show_bytes),
+    ]);
+    table.row(["opened in", &show_us(shard.opened_in_us)]);
+    if let Some(trouble) = &shard.trouble {
+        table.row(["trouble", trouble]);
+    }
+    table
+}
+
+fn spread(histogram: &Histogram, show: fn(u64) -> String) -> String {
+    let below = |per_mille| histogram.bound(per_mille).map(show);
+    match (below(500), below(990)) {
+        (Some(half), Some(most)) => format!("half below {half}, 99% below {most}"),
+        _ => "none yet".to_owned(),
+    }
+}
+
+fn show_us(us: u64) -> String {
+    match us {
+        0..1000 => format!("{us} µs"),
+        1000..10_000 => format!("{}.{} ms", us / 1000, us % 1000 / 100),
+        _ => show_ms(us / 1000),
     }
 }
 

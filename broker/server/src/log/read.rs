@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use millstream_proto::{Batch, ErrorCode, Offset, PartitionId, TopicName, WireError};
+use millstream_store::key::lost;
 use millstream_store::key::record::{self, RecordKey};
-use millstream_store::{Direction, ReadError, ScanLimit, Space};
+use millstream_store::{Direction, ReadError, ScanLimit, Snapshot, Space};
 use tokio::sync::Semaphore;
 
 use super::partition::{Partition, Stored, TailRead};
@@ -22,6 +23,14 @@ pub enum ReadFault {
         start: Offset,
         /// The durable end.
         end: Offset,
+    },
+    /// It was lost with a damaged segment, and given up: whoever reads on begins behind it.
+    #[error("offsets {wanted} to {next} were lost with a damaged segment; what follows is there")]
+    Lost {
+        /// What was asked for.
+        wanted: Offset,
+        /// The first offset behind what is lost.
+        next: Offset,
     },
     /// The store cannot read it.
     #[error("{0}")]
@@ -46,7 +55,7 @@ impl ReadFault {
     #[must_use]
     pub fn to_wire(&self, topic: &TopicName) -> WireError {
         let code = match self {
-            ReadFault::OutOfRange { .. } => ErrorCode::OffsetOutOfRange,
+            ReadFault::OutOfRange { .. } | ReadFault::Lost { .. } => ErrorCode::OffsetOutOfRange,
             ReadFault::Store(ReadError::Corrupt { .. }) | ReadFault::Damaged { .. } => {
                 ErrorCode::Corrupt
             }
@@ -118,7 +127,7 @@ impl Partition {
         };
         let first = snapshot.floor_key(Space::Records, &key(0), &key(from.0))?;
         let Some(first) = first else {
-            return self.gone_or_damaged(from);
+            return self.gone_or_damaged(&*snapshot, from);
         };
         let stop = record::range_all(topic, partition).end;
         let limit = ScanLimit::bytes(max_bytes);
@@ -138,6 +147,10 @@ impl Partition {
             if let Some(expected) = found.last().map(Stored::end)
                 && expected != base
             {
+                if lost::end_of_loss(&*snapshot, topic, partition, expected.0)?.is_some() {
+                    // What lies before is read; what lies behind comes with the next read.
+                    break;
+                }
                 return Err(damaged(
                     expected,
                     format!("the next batch begins at {base}"),
@@ -148,12 +161,17 @@ impl Partition {
         }
         match found.first() {
             Some(first) if first.end() > from => Ok(found),
-            _ => self.gone_or_damaged(from),
+            _ => self.gone_or_damaged(&*snapshot, from),
         }
     }
 
-    /// No batch holds `from`: either retention has just removed it, or it is lost.
-    fn gone_or_damaged(&self, from: Offset) -> Result<Vec<Stored>, ReadFault> {
+    /// No batch holds `from`: either retention has just removed it, or it is lost, which may be
+    /// known.
+    fn gone_or_damaged(
+        &self,
+        snapshot: &dyn Snapshot,
+        from: Offset,
+    ) -> Result<Vec<Stored>, ReadFault> {
         // A removal shows in the store a moment before the durable start moves: what is decided
         // counts, not what has been told.
         let (start, end) = (Offset(self.applied().start), self.end());
@@ -162,6 +180,13 @@ impl Partition {
                 wanted: from,
                 start,
                 end,
+            });
+        }
+        let (topic, partition) = (self.topic_id(), self.id().0);
+        if let Some(next) = lost::end_of_loss(snapshot, topic, partition, from.0)? {
+            return Err(ReadFault::Lost {
+                wanted: from,
+                next: Offset(next).min(end),
             });
         }
         let why = "no stored batch holds it".to_owned();

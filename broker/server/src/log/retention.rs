@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use millstream_proto::topic::TopicConfig;
 use millstream_proto::{Batch, Offset};
+use millstream_store::key::lost;
 use millstream_store::key::partition::PartitionKey;
 use millstream_store::key::record::RecordKey;
 use millstream_store::{CommitError, Space, WriteBatch};
@@ -35,6 +36,8 @@ struct Cut {
     /// First offset that stays.
     start: Offset,
     bytes: u64,
+    /// Whether it goes past something that was lost, which takes no room.
+    lost: bool,
 }
 
 /// Removes what the topic's settings do not keep. Returns whether anything was removed.
@@ -82,7 +85,16 @@ async fn find(
         };
         let mut cut = Cut::default();
         // Mostly nothing has to go, and the oldest batch alone shows that.
-        let first = partition.read_store(partition.start(), 1)?;
+        let first = match partition.read_store(partition.start(), 1) {
+            Err(ReadFault::Lost { next, .. }) => {
+                return Ok(Some(Cut {
+                    start: next,
+                    bytes: 0,
+                    lost: true,
+                }));
+            }
+            first => first?,
+        };
         if first.first().is_none_or(|stored| stays(0, &stored.batch)) {
             return Ok(None);
         }
@@ -94,6 +106,7 @@ async fn find(
             cut = Cut {
                 start: stored.end(),
                 bytes: cut.bytes + bytes,
+                lost: false,
             };
         }
         Ok((cut.bytes > 0).then_some(cut))
@@ -128,6 +141,10 @@ async fn remove(
     };
     let mut rows = WriteBatch::new();
     rows.delete_range(Space::Records, key(0)..key(cut.start.0));
+    if cut.lost {
+        let passed = lost::range(topic_id, id, 0..cut.start.0);
+        rows.delete_range(Space::Partitions, passed);
+    }
     let row_key = PartitionKey {
         topic: topic_id,
         partition: id,

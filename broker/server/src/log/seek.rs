@@ -41,6 +41,11 @@ pub async fn seek(partition: &Arc<Partition>, at: StartAt) -> Result<Offset, Rea
                         from = start;
                         continue;
                     }
+                    // There is nothing in what is lost.
+                    Err(ReadFault::Lost { next, .. }) if next > from => {
+                        from = next;
+                        continue;
+                    }
                     read => read?,
                 };
                 if let Some(found) = batches.iter().find(|s| reaches(s, wanted)) {

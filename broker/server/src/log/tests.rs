@@ -5,6 +5,7 @@ use std::sync::Arc;
 use millstream_proto::batch::{BatchBuilder, NewRecord, Stamp};
 use millstream_proto::topic::{StartAt, TopicConfig};
 use millstream_proto::{Batch, Codec, Offset, PartitionId};
+use millstream_store::key::lost::{LostKey, LostRow};
 use millstream_store::key::record::RecordKey;
 use millstream_store::{MemoryStore, Space, Store, WriteBatch};
 
@@ -121,4 +122,53 @@ async fn a_timestamp_is_found_behind_what_retention_removes_meanwhile() {
     retain(&topic, NEW_MS).await.unwrap();
     assert_eq!(seeking.await.unwrap(), Offset(4));
     assert_eq!(partition.start(), Offset(4));
+}
+
+/// Offsets 4 to 8 of the topic are lost, and known to be.
+async fn with_a_loss(config: TopicConfig) -> Arc<Topic> {
+    let topic = topic_of(config, &[OLD_MS, OLD_MS, OLD_MS, OLD_MS, NEW_MS]).await;
+    let mut rows = WriteBatch::new();
+    let gone = millstream_store::key::record::range(7, 0, 4..8);
+    rows.delete_range(Space::Records, gone);
+    let key = LostKey {
+        topic: 7,
+        partition: 0,
+        start: 4,
+    };
+    let row = LostRow { end: 8, segment: 1 };
+    rows.put(Space::Partitions, key.encode(), row.encode());
+    topic.store().commit(rows).await.unwrap();
+    topic
+}
+
+#[tokio::test]
+async fn what_was_lost_and_given_up_is_passed_over() {
+    let topic = with_a_loss(TopicConfig::default()).await;
+    let partition = partition(&topic);
+    let before = partition.read(Offset(0), 1 << 20).await.unwrap();
+    assert_eq!(before.last().unwrap().end(), Offset(4));
+    for wanted in [4, 5, 7] {
+        match partition.read(Offset(wanted), 1 << 20).await {
+            Err(ReadFault::Lost { next, .. }) => assert_eq!(next, Offset(8)),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(partition.read(Offset(8), 1).await.unwrap().len(), 1);
+    let found = seek(&partition, StartAt::Timestamp(NEW_MS)).await.unwrap();
+    assert_eq!(found, Offset(8));
+}
+
+#[tokio::test]
+async fn retention_gets_past_what_was_lost() {
+    let config = TopicConfig {
+        retention_ms: 10_000,
+        ..TopicConfig::default()
+    };
+    let topic = with_a_loss(config).await;
+    assert!(retain(&topic, NEW_MS).await.unwrap());
+    assert_eq!(partition(&topic).start(), Offset(8));
+    let snapshot = topic.store().snapshot().unwrap();
+    let kept = millstream_store::key::lost::of_partition(&*snapshot, 7, 0);
+    assert_eq!(kept.unwrap(), [], "nothing is left to pass over");
+    assert!(!retain(&topic, NEW_MS).await.unwrap());
 }

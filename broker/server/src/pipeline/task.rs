@@ -253,6 +253,13 @@ impl Task {
                     .await
                     .map_err(fault)?
             }
+            Err(ReadFault::Lost { wanted, next }) if wanted < next => {
+                let (pipeline, input) = (&self.work.spec.name, self.work.input.name());
+                let partition = self.partition.id();
+                tracing::warn!(%pipeline, %input, %partition, "offsets {wanted} to {next} are lost; going on behind them");
+                self.position = next;
+                return Box::pin(self.read()).await;
+            }
             Err(error) => return Err(fault(error)),
         };
         // Counted as plugins will see them: a small batch may hold a large one, compressed.
@@ -342,7 +349,7 @@ async fn raise(work: &Work, partition: PartitionId) -> Result<Chain, Halt> {
 
 fn fault(error: ReadFault) -> Failure {
     match error {
-        ReadFault::OutOfRange { .. } | ReadFault::Damaged { .. } => {
+        ReadFault::OutOfRange { .. } | ReadFault::Lost { .. } | ReadFault::Damaged { .. } => {
             Failure::Lasting(error.to_string())
         }
         ReadFault::Store(_) | ReadFault::Closing => Failure::Storage(error.to_string()),

@@ -391,7 +391,12 @@ impl Subscription {
             return Ok(Vec::new());
         }
         let fault = |e: ReadFault| End::Error(e.to_wire(self.topic.name()));
-        let batches = cursor.read().await.map_err(fault)?;
+        let batches = match cursor.read().await {
+            Err(ReadFault::Lost { wanted, next }) if next > cursor.next => {
+                return Ok(self.pass_over(at, wanted, next));
+            }
+            read => read.map_err(fault)?,
+        };
         let Some(last) = batches.last() else {
             return Ok(Vec::new());
         };
@@ -413,6 +418,18 @@ impl Subscription {
             }
         }
         Ok(frames.finish())
+    }
+
+    /// Goes on behind offsets that were lost and given up, as behind any others that are not there
+    /// any more, and tells the reader where that is.
+    fn pass_over(&mut self, at: usize, wanted: Offset, next: Offset) -> Vec<Bytes> {
+        let (topic, cursor) = (self.topic.name(), &mut self.cursors[at]);
+        let (partition, end) = (cursor.partition.id(), cursor.partition.end());
+        tracing::warn!(%topic, %partition, "offsets {wanted} to {next} are lost; a reader passes over them");
+        cursor.next = next;
+        let mut frames = Frames::new(partition, end);
+        frames.untold = Some(next);
+        frames.finish()
     }
 }
 

@@ -116,7 +116,9 @@ struct Salvage {
     new: Option<Summary>,
     /// What lies in it, in order.
     entries: Vec<SealedEntry>,
-    /// Which of those have something lost before them.
+    /// Where what was wanted of the old one lay.
+    extents: Vec<(Key, Extent)>,
+    /// Which of the entries have something lost before them.
     gaps: Vec<usize>,
     lost: Vec<LostRun>,
 }
@@ -259,12 +261,13 @@ impl OfflineStore {
         let mut taken = BTreeMap::new();
         for &number in numbers {
             let extents = extents_of(view, number).map_err(hot)?;
-            let salvage = self.salvage(view, number, next, &extents, keep)?;
+            let mut salvage = self.salvage(view, number, next, &extents, keep)?;
             next += 1;
-            taken.insert(number, (extents, salvage));
+            salvage.extents = extents;
+            taken.insert(number, salvage);
         }
         let mut done = Quarantined::default();
-        for (_, salvage) in taken.values() {
+        for salvage in taken.values() {
             done.lost.extend(salvage.lost.iter().cloned());
             done.saved += salvage.entries.len() as u64;
         }
@@ -368,15 +371,15 @@ impl OfflineStore {
 
     fn commit(
         &self,
-        taken: &BTreeMap<u64, (Vec<(Key, Extent)>, Salvage)>,
+        taken: &BTreeMap<u64, Salvage>,
         next: u64,
         rows: &WriteBatch,
     ) -> Result<(), WriteFault> {
         let floor = mark(&self.database, FLOOR)?;
         let transaction = begin(&self.database, Durability::Sync, Recovery::TwoPhase)?;
         let mut sealed = SealedTables::open(&transaction)?;
-        for (extents, salvage) in taken.values() {
-            for (start, extent) in extents {
+        for salvage in taken.values() {
+            for (start, extent) in &salvage.extents {
                 sealed.cut(&(&start[..]..&extent.end[..]), &self.segments)?;
             }
             if let Some(new) = &salvage.new {
@@ -422,6 +425,7 @@ impl Salvage {
         Self {
             new: None,
             entries: Vec::new(),
+            extents: Vec::new(),
             gaps: Vec::new(),
             lost: Vec::new(),
         }
