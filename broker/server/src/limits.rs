@@ -197,6 +197,9 @@ pub const DEAD_LETTER_ERROR_BYTES: usize = 256;
 pub const CHAIN_QUEUE: usize = 32;
 /// Threads on which the guests' side compiles plugins and reads the store.
 pub const GUEST_BLOCKING_THREADS: usize = 4;
+/// How many steps of niceness the guest thread gives way by: it gets a third of what a thread of
+/// the network gets when both want one core, and all of a core that nobody else wants.
+pub const GUEST_NICENESS: i32 = 5;
 /// Stack of the guest thread in bytes; guests have stacks of their own.
 pub const GUEST_THREAD_STACK_BYTES: usize = 2 << 20;
 /// Lines of a plugin's log in one answer, unless fewer are asked for.

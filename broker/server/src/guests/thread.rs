@@ -10,7 +10,7 @@ use tokio::runtime::{Builder, Handle};
 use tokio::sync::watch;
 use tokio::task;
 
-use crate::limits::{GUEST_BLOCKING_THREADS, GUEST_THREAD_STACK_BYTES};
+use crate::limits::{GUEST_BLOCKING_THREADS, GUEST_NICENESS, GUEST_THREAD_STACK_BYTES};
 
 /// The thread; it ends when the last handle is dropped. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -39,6 +39,7 @@ impl GuestThread {
             .name("guests".into())
             .stack_size(GUEST_THREAD_STACK_BYTES)
             .spawn(move || {
+                give_way();
                 runtime.block_on(async {
                     // An error means that every handle is gone.
                     let _ = stopping.wait_for(|stop| *stop).await;
@@ -72,6 +73,15 @@ impl GuestThread {
     /// Ends every task where it waits, and the thread. Blocking; doing it again does nothing.
     pub(crate) fn stop(&self) {
         self.inner.stop();
+    }
+}
+
+/// Has the system prefer other threads to this one, and to those that it starts. A plugin may
+/// compute as much as its share allows; where cores are scarce, it must not be what the network and
+/// the disk wait for.
+fn give_way() {
+    if let Err(error) = rustix::process::nice(GUEST_NICENESS) {
+        tracing::warn!(%error, "plugins run with the priority of the network");
     }
 }
 
