@@ -248,8 +248,10 @@ impl Backup {
             true => target,
             false => base.join(target).display().to_string(),
         };
-        Target::check(&target).map_err(|error| {
-            let expected = format!("{error}");
+        Target::check(&target).map_err(|wrong| {
+            let expected = format!(
+                "{wrong}; it must be a directory, or a URL of file://, s3://, gs:// or az://"
+            );
             value("backup.target", &target, &expected)
         })?;
         let default = BACKUP_BYTES_PER_SECOND >> 20;

@@ -55,6 +55,9 @@ fn every_key_reaches_its_place() {
         call_cpu_ms = 13
         init_cpu_ms = 14
         cpu_share = 0.5
+        [backup]
+        target = "s3://b/c"
+        mib_per_s = 15
         "#,
     )
     .unwrap();
@@ -84,6 +87,22 @@ fn every_key_reaches_its_place() {
     );
     assert_eq!((limits.call_cpu, limits.init_cpu), (millis(13), millis(14)));
     assert!((limits.cpu_share - 0.5).abs() < f64::EPSILON);
+    let backup = BackupConfig {
+        target: "s3://b/c".into(),
+        bytes_per_second: 15 << 20,
+    };
+    assert_eq!(config.backup, Some(backup));
+}
+
+#[test]
+fn backups_go_to_a_directory_beside_the_file_or_to_a_known_kind_of_place() {
+    let read = |text: &str| read(&format!("{LEAST}\n[backup]\n{text}"));
+    let config = read("target = \"backups\"").unwrap();
+    assert_eq!(config.backup, Some(BackupConfig::new("/etc/m/backups")));
+    refused("[backup]\ntarget = \"http://host\"", "backup.target");
+    refused("[backup]\ntarget = \"\"", "backup.target");
+    refused("[backup]", "target");
+    refused("[backup]\ntarget = \"/b\"\nmib_per_s = 0", "backup.mib_per_s");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! End-to-end tests: real QUIC, real certificates, real redb files, real guests.
 #![allow(clippy::unwrap_used, reason = "a panic is a test's way to fail")]
 
+mod backups;
 mod bad_requests;
 mod chains;
 mod doors;
