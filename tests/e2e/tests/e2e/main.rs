@@ -12,4 +12,5 @@ mod producers;
 mod quakes;
 mod records;
 mod shutdown;
+mod storage;
 mod topics;
