@@ -87,7 +87,11 @@ fn batches(count: u64, large: u64) -> Rows {
             partition: (number % 7) as u32,
             base_offset: number,
         };
-        let large = if number % large == 0 { 100_000 } else { 0 };
+        let large = if number.is_multiple_of(large) {
+            100_000
+        } else {
+            0
+        };
         let len = 1 + (number * 7919 % 500) as usize + large;
         let value: Bytes = (0..len).map(|at| (at as u64 * 31 + number) as u8).collect();
         (key.encode(), value)
