@@ -285,11 +285,11 @@ fn a_store_is_backed_up_listed_verified_and_restored() {
     let world = World::new();
     world.good(&["topic", "create", "acme/t"]);
     world.good_with(&["produce", "acme/t"], "one\ntwo\n");
-    let made = world.json(&["backup", "create", "--json"]);
+    let made = world.json(&["backup", "create"]);
     let id = made["id"].as_str().unwrap();
     assert!(made["copied_bytes"].as_u64().unwrap() > 0);
     let place = ["--target", "backups"];
-    let listed = world.json(&[&["backup", "list", "--json"], &place[..]].concat());
+    let listed = world.json(&[&["backup", "list"], &place[..]].concat());
     assert_eq!(
         (&listed[0]["id"], listed.as_array().unwrap().len()),
         (&made["id"], 1)
@@ -350,10 +350,10 @@ fn a_store_is_backed_up_listed_verified_and_restored() {
             "others",
         ],
     );
-    let listed = world.json(&["backup", "list", "--target", "others", "--json"]);
+    let listed = world.json(&["backup", "list", "--target", "others"]);
     assert_ne!(
         listed[0]["store"],
-        world.json(&[&["backup", "list", "--json"], &place[..]].concat())[0]["store"]
+        world.json(&[&["backup", "list"], &place[..]].concat())[0]["store"]
     );
 
     // What is flipped is named.
@@ -371,7 +371,7 @@ fn a_store_is_backed_up_listed_verified_and_restored() {
         text(&output.stdout)
     );
 
-    let pruned = world.json(&[&["backup", "prune", "--keep", "1", "--json"], &place[..]].concat());
+    let pruned = world.json(&[&["backup", "prune", "--keep", "1"], &place[..]].concat());
     assert_eq!(pruned["removed"][0], made["id"]);
     assert_eq!(pruned["kept"].as_array().unwrap().len(), 1);
     world.bad(2, &["backup", "list", "--target", "http://host/x"]);

@@ -34,7 +34,7 @@ pub enum TargetError {
         /// The place.
         target: String,
         /// What it says.
-        source: object_store::Error,
+        source: Box<object_store::Error>,
     },
     /// An object is not there.
     #[error("{object} is not at {target}")]

@@ -156,7 +156,7 @@ impl Target {
                 action,
                 object,
                 target,
-                source,
+                source: Box::new(source),
             },
         }
     }

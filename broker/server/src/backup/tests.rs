@@ -403,7 +403,8 @@ async fn a_write_that_fails_leaves_the_earlier_backups_whole() {
             Ok(made) => break made,
             Err(error) => assert!(error.to_string().contains("no more writes"), "{error}"),
         }
-        assert_eq!(world.target.ids().await.unwrap(), [first.id.clone()]);
+        let ids = world.target.ids().await.unwrap();
+        assert_eq!(ids, std::slice::from_ref(&first.id));
         assert_eq!(world.verify().await.findings, []);
         failures += 1;
     };
