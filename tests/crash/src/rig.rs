@@ -1,6 +1,7 @@
 //! A place for a broker that dies and comes back, and clients for it.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -35,7 +36,7 @@ pub struct Rig {
     pki: Pki,
     crashes: usize,
     ends: usize,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 impl Rig {
@@ -61,7 +62,7 @@ impl Rig {
             pki,
             crashes: 0,
             ends: 0,
-            _dir: dir,
+            dir,
         }
     }
 
@@ -100,6 +101,12 @@ impl Rig {
     /// From the next start on, files may grow as they want.
     pub fn lift_file_limit(&mut self) {
         self.place.file_limit = None;
+    }
+
+    /// The directory of its data, certificates and backups.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
     }
 
     /// How often it was killed.

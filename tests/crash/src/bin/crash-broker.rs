@@ -9,10 +9,13 @@ use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use millstream_broker::config::TlsFiles;
+use millstream_broker::config::{BackupConfig, TlsFiles};
 use millstream_broker::{Broker, Clock, Config};
 use millstream_crash::rig::ADMIN;
 use tracing_subscriber::EnvFilter;
+
+/// How fast it backs up: slowly, so that it can be killed in the middle.
+const BACKUP_BYTES_PER_SECOND: u64 = 32 << 20;
 
 /// Records kept in memory: fewer than a drill makes.
 const TAIL_BYTES: usize = 1 << 20;
@@ -24,7 +27,11 @@ fn configuration(args: Vec<OsString>) -> Result<Config, Box<dyn Error>> {
     let listen: SocketAddr = listen.to_string_lossy().parse()?;
     let file = |name: &str| PathBuf::from(&pki).join(name);
     let tls = TlsFiles::new(file("server.pem"), file("server.key"), file("ca.pem"));
+    let backups = PathBuf::from(&data).with_file_name("backups");
     let mut config = Config::new(listen, data, tls);
+    let mut backup = BackupConfig::new(backups.display().to_string());
+    backup.bytes_per_second = BACKUP_BYTES_PER_SECOND;
+    config.backup = Some(backup);
     config.admins = vec![ADMIN.parse()?];
     // So that readers need the disk too.
     config.storage.tail_bytes = TAIL_BYTES;

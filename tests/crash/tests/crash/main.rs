@@ -7,6 +7,7 @@
     reason = "shown with a failure: what happened, and how to repeat it"
 )]
 
+mod backup;
 mod full_disk;
 mod kill;
 mod reset;
