@@ -121,9 +121,16 @@ impl Check {
     /// Shows how far it is. Whether it has ended is not the survey's to say.
     fn show(&self, now: &CheckReport) {
         let mut report = locked(&self.report);
-        let (state, expected) = (report.state.clone(), report.expected_bytes);
-        report.clone_from(now);
-        (report.state, report.expected_bytes) = (state, expected);
+        let before = std::mem::take(&mut *report);
+        *report = CheckReport {
+            state: before.state,
+            expected_bytes: before.expected_bytes,
+            ..now.clone()
+        };
+        // Between findings only the figures are told.
+        if report.findings.is_empty() {
+            report.findings = before.findings;
+        }
     }
 }
 

@@ -172,10 +172,12 @@ impl<'a> Survey<'a> {
     pub(super) fn confirm(&mut self, snapshot: &dyn Snapshot) -> Result<(), ReadError> {
         // Rows that cannot be read have been found; what was seen then counts.
         if let (Ok(topics), Ok(doomed)) = (all::<TopicRow>(snapshot), all::<DoomedRow>(snapshot)) {
-            self.topics = topics.into_iter().map(|row| (row.id, row.name)).collect();
+            let now = topics.into_iter().map(|row| (row.id, row.name)).collect();
+            let mut before = std::mem::replace(&mut self.topics, now);
+            // Those that were deleted meanwhile may be gone without a trace by now.
+            before.retain(|id, _| !self.topics.contains_key(id));
             let doomed = doomed.into_iter().map(|row| (row.id, row.name));
-            // Deleted and gone: neither is it unknown.
-            self.doomed.extend(doomed);
+            self.doomed.extend(doomed.chain(before));
         }
         for (&(topic, number), partition) in &mut self.partitions {
             let start = partition.row.log_start;
