@@ -44,6 +44,9 @@ Examples:
 pub(crate) enum BackupCommand {
     /// Make a backup: by the running broker, or of a data directory while it is stopped.
     Create(CreateArgs),
+    /// Say how far the running broker's backup is, or how the last one ended. Ends with 1 if it
+    /// failed.
+    Status,
     /// List the backups.
     List(TargetArgs),
     /// Read backups back, to the last byte. Ends with 1 if something is wrong.
@@ -165,6 +168,7 @@ pub(crate) async fn run(global: &Global, command: BackupCommand) -> Outcome {
             (Some(dir), Some(target)) => offline(out, &dir, &target, args.limit).await,
             _ => online(global).await,
         },
+        BackupCommand::Status => status(global).await,
         BackupCommand::List(args) => list(out, &args.target).await,
         BackupCommand::Verify(args) => run_verify(out, args).await,
         BackupCommand::Restore(args) => run_restore(out, args).await,
@@ -216,8 +220,9 @@ async fn follow(out: Output, client: &Client) -> Outcome<(String, BackupOutcome)
                 return Ok((state.target, outcome));
             }
             BackupPhase::Failed { error, .. } => {
-                return Err(CliError::failure(format!("no backup was made: {error}"))
-                    .next("mend that and try again; earlier backups are whole"));
+                return Err(
+                    failed(&error).next("mend that and try again; earlier backups are whole")
+                );
             }
             BackupPhase::Running { done, total, .. } => show(&bar, (done, total)),
             // It was asked for just now: the broker was restarted.
@@ -232,6 +237,40 @@ async fn follow(out: Output, client: &Client) -> Outcome<(String, BackupOutcome)
         tokio::time::sleep(LOOK_EVERY).await;
         state = client.show_backup().await?;
     }
+}
+
+async fn status(global: &Global) -> Outcome {
+    let out = global.output();
+    let state = link::with(global, async |client| client.show_backup().await).await?;
+    let target = &state.target;
+    match &state.phase {
+        BackupPhase::Never => out.done(
+            &format!("no backup to {target} was asked for since the broker started"),
+            &state,
+        ),
+        BackupPhase::Running {
+            started_ms,
+            done,
+            total,
+        } => out.done(
+            &format!(
+                "backing up to {target} since {}: {} of {}",
+                rfc3339(*started_ms),
+                show_bytes(*done),
+                show_bytes(*total)
+            ),
+            &state,
+        ),
+        BackupPhase::Done(outcome) => show_made(out, target, outcome),
+        BackupPhase::Failed { ended_ms, error } => Err(failed(error).next(format!(
+            "that was at {}; mend it and try again: millstream backup create",
+            rfc3339(*ended_ms)
+        ))),
+    }
+}
+
+fn failed(error: &str) -> CliError {
+    CliError::failure(format!("no backup was made: {error}"))
 }
 
 fn show(bar: &ProgressBar, (done, total): (u64, u64)) {

@@ -56,7 +56,11 @@ pub(crate) struct ServeArgs {
     #[arg(long = "admin", value_name = "PRINCIPAL")]
     admins: Vec<Principal>,
     /// Without a configuration: where backups go that `millstream backup create` asks for.
-    #[arg(long = "backup-target", value_name = "TARGET", conflicts_with = "config")]
+    #[arg(
+        long = "backup-target",
+        value_name = "TARGET",
+        conflicts_with = "config"
+    )]
     backup_target: Option<String>,
     /// Write the address that was bound to this file too.
     #[arg(long, value_name = "FILE")]

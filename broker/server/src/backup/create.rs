@@ -26,7 +26,7 @@ use super::manifest::{BackupId, Manifest, ObjectHash, PartCopy, SegmentCopy};
 use super::progress::Progress;
 use super::target::{BACKUPS, PARTS, SEGMENTS, Target, digest};
 use super::throttle::Throttle;
-use crate::limits::{BACKUP_LOOK_BACK, BACKUP_PIECE_BYTES};
+use crate::limits::{BACKUP_BYTES_PER_SECOND, BACKUP_LOOK_BACK, BACKUP_PIECE_BYTES};
 
 /// How a backup is to be made.
 #[derive(Clone, Debug)]
@@ -169,6 +169,9 @@ impl Copying<'_> {
             parts: Vec::new(),
             len: 0,
         };
+        // The rows hold what the hot file frees, so they do not wait for a slow network.
+        let rate = options.bytes_per_second;
+        let mut throttle = Throttle::new(rate.map(|rate| rate.max(BACKUP_BYTES_PER_SECOND)));
         while let Some(part) = frozen.next_part()? {
             let copy = PartCopy {
                 bytes: part.bytes.len() as u64,
@@ -181,8 +184,7 @@ impl Copying<'_> {
                 .map_err(failed)?;
             spool.len += copy.bytes;
             self.progress.expect(copy.bytes);
-            // Half for reading, half for sending.
-            self.throttle.take(copy.bytes / 2).await;
+            throttle.take(copy.bytes).await;
             self.lock.keep().await?;
             spool.parts.push(copy);
         }
@@ -250,6 +252,7 @@ impl Copying<'_> {
             segment.read(piece, at)?;
             hash.update(&*piece);
             at += piece.len() as u64;
+            // Half for reading, half for sending.
             self.throttle.take(piece.len() as u64 / 2).await;
             self.lock.keep().await?;
         }

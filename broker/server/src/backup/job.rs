@@ -3,18 +3,17 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use millstream_proto::backup::{BackupOutcome, BackupPhase, BackupState};
-use millstream_proto::message::Response;
-use millstream_proto::{ErrorCode, WireError};
-use millstream_store::Store;
-
 use super::create::{CreateOptions, Created, create};
 use super::error::CreateError;
+use super::lock::{self, Work};
 use super::progress::Progress;
 use super::target::Target;
 use crate::broker::Broker;
 use crate::config::BackupConfig;
-use crate::session::Peer;
+use crate::session::{Peer, shutting_down};
+use millstream_proto::backup::{BackupOutcome, BackupPhase, BackupState};
+use millstream_proto::message::Response;
+use millstream_proto::{ErrorCode, WireError};
 
 /// The backup under way, and how the last one ended.
 #[derive(Debug, Default)]
@@ -101,11 +100,7 @@ fn check(peer: &Peer) -> Result<&BackupConfig, WireError> {
 pub(crate) fn start(peer: &Peer) -> Result<Response, WireError> {
     let config = check(peer)?;
     let broker = &peer.broker;
-    let begun = begin(broker, config.clone(), peer.principal.as_str());
-    begun.map_err(|error| {
-        let text = format!("no thread for a backup: {error}");
-        WireError::new(ErrorCode::Internal, text)
-    })?;
+    begin(broker, config.clone(), peer.principal.as_str())?;
     state(peer)
 }
 
@@ -116,7 +111,9 @@ pub(crate) fn state(peer: &Peer) -> Result<Response, WireError> {
     Ok(Response::Backup(state))
 }
 
-fn begin(broker: &Arc<Broker>, config: BackupConfig, by: &str) -> std::io::Result<()> {
+fn begin(broker: &Arc<Broker>, config: BackupConfig, by: &str) -> Result<(), WireError> {
+    // Shutdown waits for whoever is inside, for a while.
+    let inside = broker.gate.enter().ok_or_else(shutting_down)?;
     let mut state = broker.backups.state();
     if matches!(*state, State::Running { .. }) {
         return Ok(());
@@ -124,7 +121,7 @@ fn begin(broker: &Arc<Broker>, config: BackupConfig, by: &str) -> std::io::Resul
     let progress = Arc::<Progress>::default();
     let (working, watched) = (Arc::clone(broker), Arc::clone(&progress));
     let thread = std::thread::Builder::new().name("backup".into());
-    thread.spawn(move || {
+    let spawned = thread.spawn(move || {
         let made = run(&working, &config, &watched);
         let ended_ms = working.clock.now_ms();
         *working.backups.state() = match made {
@@ -137,6 +134,11 @@ fn begin(broker: &Arc<Broker>, config: BackupConfig, by: &str) -> std::io::Resul
                 State::Failed { ended_ms, error }
             }
         };
+        drop((working, inside));
+    });
+    spawned.map_err(|error| {
+        let text = format!("no thread for a backup: {error}");
+        WireError::new(ErrorCode::Internal, text)
     })?;
     tracing::info!(%by, "backing up");
     *state = State::Running {
@@ -144,6 +146,17 @@ fn begin(broker: &Arc<Broker>, config: BackupConfig, by: &str) -> std::io::Resul
         progress,
     };
     Ok(())
+}
+
+/// Why the broker made no backup.
+#[derive(Debug, thiserror::Error)]
+enum JobError {
+    #[error("no runtime for it: {0}")]
+    Runtime(std::io::Error),
+    #[error(transparent)]
+    Create(#[from] CreateError),
+    #[error("the broker was stopped meanwhile")]
+    Stopped,
 }
 
 fn run(
@@ -154,28 +167,31 @@ fn run(
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
-    let runtime = runtime.map_err(|error| format!("no runtime for it: {error}"))?;
+    let made = match runtime {
+        Ok(runtime) => runtime.block_on(back_up(broker, config, progress)),
+        Err(error) => Err(JobError::Runtime(error)),
+    };
+    made.map_err(|error| error.to_string())
+}
+
+async fn back_up(
+    broker: &Arc<Broker>,
+    config: &BackupConfig,
+    progress: &Progress,
+) -> Result<Created, JobError> {
     let options = CreateOptions {
         now_ms: broker.clock.now_ms(),
         bytes_per_second: Some(config.bytes_per_second),
         spool_dir: broker.config.data_dir.clone(),
     };
-    runtime.block_on(async {
-        let work = back_up(&broker.store, config, &options, progress);
-        tokio::select! {
-            made = work => made.map_err(|error| error.to_string()),
-            () = broker.gate.closing() => Err("the broker was stopped meanwhile".to_owned()),
+    let target = Target::open_or_create(&config.target).map_err(CreateError::from)?;
+    let frozen = broker.store.freeze().map_err(CreateError::from)?;
+    let store = frozen.store().to_string();
+    tokio::select! {
+        made = create(&target, frozen, &options, progress) => Ok(made?),
+        () = broker.gate.closing() => {
+            lock::abandon(&target, Work::Create, &store).await;
+            Err(JobError::Stopped)
         }
-    })
-}
-
-async fn back_up(
-    store: &Arc<dyn Store>,
-    config: &BackupConfig,
-    options: &CreateOptions,
-    progress: &Progress,
-) -> Result<Created, CreateError> {
-    let target = Target::open_or_create(&config.target)?;
-    let frozen = store.freeze()?;
-    create(&target, frozen, options, progress).await
+    }
 }

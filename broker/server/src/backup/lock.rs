@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::error::TargetError;
 use super::target::{LOCKS, Target};
-use crate::limits::{BACKUP_LOCK_LIFE, BACKUP_LOCK_RENEWAL};
+use crate::limits::{BACKUP_LOCK_GOODBYE, BACKUP_LOCK_LIFE, BACKUP_LOCK_RENEWAL};
 
 /// What somebody is at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,11 +54,7 @@ impl<'t> Lock<'t> {
         work: Work,
         who: &str,
     ) -> Result<Self, TargetError> {
-        let lock = Self {
-            target,
-            name: format!("{}-{who}", work.name()),
-            renewed: Instant::now(),
-        };
+        let lock = Self::named(target, work, who);
         lock.write().await?;
         match lock.conflict(work).await {
             Ok(None) => Ok(lock),
@@ -74,6 +70,14 @@ impl<'t> Lock<'t> {
                 lock.release().await;
                 Err(error)
             }
+        }
+    }
+
+    fn named(target: &'t Target, work: Work, who: &str) -> Self {
+        Self {
+            target,
+            name: format!("{}-{who}", work.name()),
+            renewed: Instant::now(),
         }
     }
 
@@ -117,6 +121,17 @@ impl<'t> Lock<'t> {
         if let Err(error) = self.target.delete(&self.object()).await {
             tracing::warn!("a lock remains: {error}");
         }
+    }
+}
+
+/// Removes the lock of work that was dropped half-way.
+pub(super) async fn abandon(target: &Target, work: Work, who: &str) {
+    let removed = Lock::named(target, work, who).release();
+    if tokio::time::timeout(BACKUP_LOCK_GOODBYE, removed)
+        .await
+        .is_err()
+    {
+        tracing::warn!("a lock remains at {}", target.name());
     }
 }
 

@@ -83,6 +83,11 @@ impl<'t> Pruning<'t> {
         }
         self.sweep(PARTS, &parts, &mut pruned).await?;
         self.sweep(SEGMENTS, &segments, &mut pruned).await?;
+        for folder in [PARTS, SEGMENTS, BACKUPS] {
+            let (objects, bytes) = self.target.remove_unfinished(folder)?;
+            pruned.objects += objects;
+            pruned.bytes += bytes;
+        }
         Ok(pruned)
     }
 

@@ -1,7 +1,7 @@
 //! The place where backups lie: a few operations on named objects, each with an error that names
 //! the object.
 
-use std::path::Path as FilePath;
+use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -36,6 +36,8 @@ const VARIABLES: [&str; 3] = ["AWS_", "GOOGLE_", "AZURE_"];
 pub struct Target {
     store: Arc<dyn ObjectStore>,
     name: String,
+    /// If it is one.
+    dir: Option<PathBuf>,
 }
 
 /// Which backup is meant.
@@ -126,7 +128,10 @@ impl Target {
         let store = LocalFileSystem::new_with_prefix(dir)
             .map_err(|_| "there is no such directory".to_owned())?;
         let name = dir.display().to_string();
-        Ok(Self::new(Arc::new(store.with_fsync(true)), &name))
+        Ok(Self {
+            dir: Some(dir.to_owned()),
+            ..Self::new(Arc::new(store.with_fsync(true)), &name)
+        })
     }
 
     /// The place `store`, called `name` in errors.
@@ -135,6 +140,7 @@ impl Target {
         Self {
             store,
             name: name.to_owned(),
+            dir: None,
         }
     }
 
@@ -177,10 +183,15 @@ impl Target {
 
     /// Writes an object that must not be there yet.
     pub(super) async fn put_new(&self, object: &str, bytes: Bytes) -> Result<(), TargetError> {
-        let (path, payload) = (Path::from(object), PutPayload::from(bytes));
+        let (path, payload) = (Path::from(object), PutPayload::from(bytes.clone()));
         let mode = PutMode::Create.into();
-        let put = self.store.put_opts(&path, payload, mode).await;
-        put.map(drop).map_err(self.error("write", object))
+        match self.store.put_opts(&path, payload, mode).await {
+            // Not every S3 knows the condition. No two backups have the same name by chance.
+            Err(Error::NotImplemented { .. } | Error::NotSupported { .. }) => {
+                self.put(object, bytes).await
+            }
+            put => put.map(drop).map_err(self.error("write", object)),
+        }
     }
 
     /// Begins an object that is written piece by piece; it is there once it is complete.
@@ -242,6 +253,43 @@ impl Target {
             Ok(()) | Err(Error::NotFound { .. }) => Ok(()),
             Err(error) => Err(self.error("remove", object)(error)),
         }
+    }
+
+    /// Removes what a kill in the middle of writing has left in a folder of a directory: files with
+    /// names that no listing shows. How many there were, and their bytes. Nobody must be writing.
+    pub(super) fn remove_unfinished(
+        &self,
+        folder: &'static str,
+    ) -> Result<(u64, u64), TargetError> {
+        let Some(dir) = &self.dir else {
+            return Ok((0, 0));
+        };
+        let failed = |source: std::io::Error| TargetError::Object {
+            action: "remove unfinished files of",
+            object: folder.to_owned(),
+            target: self.name.clone(),
+            source: Box::new(Error::Generic {
+                store: "directory",
+                source: source.into(),
+            }),
+        };
+        let entries = match std::fs::read_dir(dir.join(folder)) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok((0, 0)),
+            other => other.map_err(failed)?,
+        };
+        let (mut files, mut bytes) = (0, 0);
+        for entry in entries {
+            let entry = entry.map_err(failed)?;
+            let name = entry.file_name();
+            let number = name.to_str().and_then(|name| name.split_once('#'));
+            let is_digit = |byte: u8| byte.is_ascii_digit();
+            if number.is_some_and(|(_, n)| !n.is_empty() && n.bytes().all(is_digit)) {
+                bytes += entry.metadata().map_err(failed)?.len();
+                std::fs::remove_file(entry.path()).map_err(failed)?;
+                files += 1;
+            }
+        }
+        Ok((files, bytes))
     }
 
     /// What backup `id` consists of.
@@ -419,6 +467,12 @@ mod tests {
         assert!(taken.is_err());
         again.delete("segments/x").await.unwrap();
         again.delete("segments/x").await.unwrap();
+        let unfinished = place.join("segments/x#1");
+        std::fs::write(&unfinished, b"abc").unwrap();
+        std::fs::write(place.join("segments/x#y"), b"abc").unwrap();
+        assert_eq!(again.remove_unfinished(SEGMENTS).unwrap(), (1, 3));
+        assert_eq!(again.remove_unfinished(PARTS).unwrap(), (0, 0));
+        assert!(!unfinished.exists());
         let gone = again.get("segments/x", 3).await.unwrap_err();
         assert!(matches!(gone, TargetError::Missing { .. }), "{gone}");
     }

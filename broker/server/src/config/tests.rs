@@ -102,7 +102,10 @@ fn backups_go_to_a_directory_beside_the_file_or_to_a_known_kind_of_place() {
     refused("[backup]\ntarget = \"http://host\"", "backup.target");
     refused("[backup]\ntarget = \"\"", "backup.target");
     refused("[backup]", "target");
-    refused("[backup]\ntarget = \"/b\"\nmib_per_s = 0", "backup.mib_per_s");
+    refused(
+        "[backup]\ntarget = \"/b\"\nmib_per_s = 0",
+        "backup.mib_per_s",
+    );
 }
 
 #[test]

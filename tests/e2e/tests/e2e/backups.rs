@@ -10,11 +10,13 @@ use millstream_broker::backup::{BackupId, Progress, Selection, Target, Which, re
 use millstream_broker::config::BackupConfig;
 use millstream_e2e::{
     RawConnection, RawStream, TestBroker, batch, eventually, partitions, produce, read, texts,
-    topic,
+    topic, upload, using,
 };
+use millstream_guests::{FILTER_FIELD, SPLIT_ALERTS};
 use millstream_proto::backup::{BackupOutcome, BackupPhase};
 use millstream_proto::message::Ack;
-use millstream_proto::pipeline::PipelineSpec;
+use millstream_proto::message::PluginVersion;
+use millstream_proto::pipeline::{ErrorPolicy, PipelineSpec};
 use millstream_proto::{PartitionId, ProducerId, Sequence, WireError};
 
 const ID: ProducerId = ProducerId(41);
@@ -244,6 +246,13 @@ async fn one_tenant_is_restored_without_the_others() {
         }
     }
     let acme = broker.client("acme", "app").await;
+    let other = broker.client("other", "app").await;
+    upload(&acme, "acme", SPLIT_ALERTS).await;
+    upload(&acme, "acme", FILTER_FIELD).await;
+    upload(&other, "other", FILTER_FIELD).await;
+    let longer = [("type", "u8"), ("op", ">="), ("value", "1")];
+    let plugin = using("acme", FILTER_FIELD, &longer, ErrorPolicy::Stop);
+    acme.attach(topic("acme/a"), plugin).await.unwrap();
     acme.apply_pipeline(copy("p", "a", "b")).await.unwrap();
     caught_up(&acme, &"acme/p".parse().unwrap(), 50).await;
     let expected = (
@@ -264,6 +273,12 @@ async fn one_tenant_is_restored_without_the_others() {
             .iter()
             .all(|rule| rule.name.as_str().starts_with("acme/"))
     );
+    let plugins = |versions: Vec<PluginVersion>| -> Vec<String> {
+        let names = versions.iter();
+        names.map(|version| version.plugin.to_string()).collect()
+    };
+    let names = plugins(admin.list_plugins(None).await.unwrap());
+    assert_eq!(names, ["acme/filter-field", "acme/split-alerts"]);
     // Its own rights came with it, and so did its pipeline.
     let acme = broker.client("acme", "app").await;
     assert_eq!(content(&acme, &topic("acme/a")).await, expected.0);
@@ -272,10 +287,19 @@ async fn one_tenant_is_restored_without_the_others() {
     caught_up(&acme, &"acme/p".parse().unwrap(), 51).await;
     assert_eq!(texts(&acme, &topic("acme/b")).await.len(), 101);
 
-    // A topic alone; its number is not given to another.
+    // A topic alone, with the plugin on it.
     let made = back_up(&admin).await;
-    let one = Selection::Topic(topic("acme/b"));
+    let one = Selection::Topic(topic("acme/a"));
     go_back(&mut broker, &made.id, &one).await;
+    let admin = broker.admin().await;
+    let names = plugins(admin.list_plugins(None).await.unwrap());
+    assert_eq!(names, ["acme/filter-field"]);
+    produce(&admin, &topic("acme/a"), ["two more", "\0 is filtered"]).await;
+    assert_eq!(read(&admin, &topic("acme/a")).await.len(), 52);
+    let id = made.id;
+    // And one without; its number is not given to another.
+    let one = Selection::Topic(topic("acme/b"));
+    go_back(&mut broker, &id, &one).await;
     let admin = broker.admin().await;
     let names = admin.list_topics(None).await.unwrap();
     assert_eq!(names, [topic("acme/b")]);
