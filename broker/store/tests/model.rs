@@ -420,7 +420,8 @@ impl Run {
         }
         match self.machine.try_open(&tiny()) {
             Ok(store) => {
-                self.possible = vec![(self.applied, self.rows.clone())];
+                // All that was acknowledged is on the disk now.
+                self.possible.drain(..self.possible.len() - 1);
                 self.store = Some(store);
                 self.check_now();
             }
@@ -463,12 +464,14 @@ impl Run {
         if self.machine.is_off() {
             self.recover();
         }
-        // A cut that has not come would come now.
-        self.machine = {
+        self.store().close();
+        if self.machine.is_off() {
+            // A cut that had not come before.
+            self.recover();
             self.store().close();
-            self.store = None;
-            self.machine.copy()
-        };
+        }
+        self.store = None;
+        self.machine = self.machine.copy();
         // Nothing moves meanwhile: a file that is emptied just before closing stays until the next
         // start.
         let still = RedbConfig {

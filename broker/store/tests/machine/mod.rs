@@ -18,7 +18,7 @@ use millstream_store::{
 use redb::StorageBackend;
 
 /// How long a test waits for what must come.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Waits for what a thread of the store does of its own accord.
 pub(crate) fn wait_until(what: &str, is_so: impl FnMut() -> bool) {
