@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Give it a directory on the disk that matters: a temporary directory may be in memory. A part is
-//! one of rate, single, latency, open, scan; without it, all of them are measured.
+//! one of rate, single, small, latency, open, scan; without it, all of them are measured.
 
 #![allow(clippy::print_stdout, reason = "its output is the point")]
 
@@ -23,6 +23,7 @@ use millstream_store::key::record::{self, RecordKey};
 use millstream_store::{
     Direction, Durability, Recovery, RedbConfig, RedbStore, ScanLimit, Space, Store, WriteBatch,
 };
+use redb::{Database, TableDefinition};
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
@@ -73,6 +74,15 @@ fn run(directory: &Path, total: usize, part: Option<&str>) -> Outcome<()> {
             floor_append(directory, len, 1, total)?;
             single(directory, len, total)?;
             single(directory, len + 1, total)?;
+        }
+    }
+    if wanted("small") {
+        println!("\n| 1,000 B to each partition, synced | MB/s | bytes written per byte |");
+        println!("|---|---|---|");
+        for partitions in [64, 256] {
+            rows_of_redb(directory, partitions, total / 4)?;
+            small(directory, partitions, 1, total / 4)?;
+            small(directory, partitions, 4096 / partitions, total)?;
         }
     }
     if wanted("latency") {
@@ -246,6 +256,67 @@ fn single(directory: &Path, len: usize, total: usize) -> Outcome<()> {
         written() - before,
     );
     Ok(())
+}
+
+/// Length of a small batch.
+const SMALL: usize = 1000;
+
+/// One commit after the other, each with `rounds` batches for every partition.
+fn small(directory: &Path, partitions: usize, rounds: usize, total: usize) -> Outcome<()> {
+    let (_, store) = fresh(directory, Recovery::OnePhase)?;
+    let value = payload(SMALL);
+    let (before, start, mut offset) = (written(), Instant::now(), 0u64);
+    let mut done = 0;
+    while done < total {
+        let mut batch = WriteBatch::new();
+        for _ in 0..rounds {
+            for partition in 0..partitions as u32 {
+                let key = RecordKey {
+                    topic: 1,
+                    partition,
+                    base_offset: offset,
+                };
+                batch.put(Space::Records, key.encode(), value.clone());
+            }
+            offset += 1;
+        }
+        done += rounds * partitions * SMALL;
+        commit(&store, batch)?;
+    }
+    let name = format!("store: {partitions} partitions, {rounds} each in a commit");
+    report_rate(&name, done, start.elapsed(), written() - before);
+    Ok(())
+}
+
+const ROWS: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("rows");
+
+/// What the engine below does with a row for each batch.
+fn rows_of_redb(directory: &Path, partitions: usize, total: usize) -> Outcome<()> {
+    let path = directory.join("rows.redb");
+    let database = Database::create(&path)?;
+    let value = payload(SMALL);
+    let (before, start, mut offset, mut done) = (written(), Instant::now(), 0u64, 0);
+    while done < total {
+        let transaction = database.begin_write()?;
+        {
+            let mut table = transaction.open_table(ROWS)?;
+            for partition in 0..partitions as u32 {
+                let key = RecordKey {
+                    topic: 1,
+                    partition,
+                    base_offset: offset,
+                };
+                table.insert(&key.encode()[..], &value[..])?;
+            }
+        }
+        transaction.commit()?;
+        offset += 1;
+        done += partitions * SMALL;
+    }
+    let name = format!("redb: {partitions} partitions, a row for each, one in a commit");
+    report_rate(&name, done, start.elapsed(), written() - before);
+    drop(database);
+    Ok(std::fs::remove_file(path)?)
 }
 
 fn commit(store: &RedbStore, batch: WriteBatch) -> Outcome<()> {
