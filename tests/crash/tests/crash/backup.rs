@@ -1,12 +1,12 @@
 //! Killed while it backs up: what is listed is whole, what is left costs nothing twice.
 
 use std::path::Path;
-use std::time::Duration;
 
 use millstream::proto::backup::{BackupOutcome, BackupPhase};
 use millstream::{Client, Record, TopicConfig};
 use millstream_broker::backup::{Progress, Selection, Target, Which, restore, verify};
 use millstream_crash::rig::{Rig, make_topic, topic};
+use millstream_e2e::eventually;
 
 use crate::PROGRAM;
 
@@ -15,22 +15,20 @@ const KILLS: u64 = 6;
 /// Enough that a part of it is sealed, so that there are segments to copy.
 const RECORDS: u32 = 500;
 const RECORD_BYTES: usize = 100 << 10;
-const LOOK_EVERY: Duration = Duration::from_millis(2);
 
 /// Waits until this many in `KILLS` of the backup are done, or all of it.
 async fn reaches(client: &Client, part: u64) -> Option<BackupOutcome> {
-    loop {
+    eventually("the backup to get on", async || {
         match client.show_backup().await.unwrap().phase {
-            BackupPhase::Done(outcome) => return Some(outcome),
+            BackupPhase::Done(outcome) => Some(Some(outcome)),
             BackupPhase::Running { done, total, .. } => {
-                if part < KILLS && total > 0 && done * KILLS >= total * part {
-                    return None;
-                }
+                let there = part < KILLS && total > 0 && done * KILLS >= total * part;
+                there.then_some(None)
             }
             other => panic!("{other:?}"),
         }
-        tokio::time::sleep(LOOK_EVERY).await;
-    }
+    })
+    .await
 }
 
 async fn assert_whole(target: &Target) {
