@@ -47,11 +47,13 @@ enum What {
     Start,
     /// Ingest while records are sealed all the time, against ingest without; bytes written.
     Sealing,
+    /// `--bytes` through a topic that keeps a fifth of them: space taken, latency of commits.
+    Retention,
     /// From SIGKILL to the first acknowledgement and the first record read, with `--bytes` stored.
     Restart,
     /// Ingest while hostile plugins are fed elsewhere in the same broker, against alone.
     Hostile,
-    /// All of these but `sealing`, `restart` and `hostile`.
+    /// All of these but `sealing`, `retention`, `restart` and `hostile`.
     All,
 }
 
@@ -146,6 +148,9 @@ pub(crate) async fn run(global: &Global, args: BenchArgs) -> Outcome {
     }
     if args.what == What::Sealing {
         storage::sealing(&stage, &args, &mut report, &output).await?;
+    }
+    if args.what == What::Retention {
+        storage::retention(&stage, &args, &mut report, &output).await?;
     }
     if args.what == What::Restart {
         storage::restart(&stage, &args, &mut report, &output).await?;

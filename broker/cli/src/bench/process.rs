@@ -23,11 +23,17 @@ pub(super) fn peak_resident(pid: u32) -> u64 {
     status(pid, "VmHWM")
 }
 
-/// Bytes that a process has had written to the disk so far; 0 where the system does not say.
-pub(super) fn written(pid: u32) -> u64 {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
-    let line = text.lines().find_map(|l| l.strip_prefix("write_bytes:"));
-    line.and_then(|l| l.trim().parse().ok()).unwrap_or(0)
+/// Bytes that everybody has written so far to the device that `dir` is on; 0 where the system does
+/// not say. What it says of a single process counts pages that were made dirty, several times where
+/// a small write touches a large cached piece of a file.
+pub(super) fn written(dir: &Path) -> u64 {
+    let device = std::fs::metadata(dir).map_or(0, |found| found.dev());
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let stat = std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/stat"));
+    let stat = stat.unwrap_or_default();
+    // The seventh number counts sectors written, always of 512 bytes.
+    let sectors = stat.split_whitespace().nth(6);
+    sectors.and_then(|n| n.parse::<u64>().ok()).unwrap_or(0) * 512
 }
 
 /// Space that the files below `dir` take on the disk, in bytes.

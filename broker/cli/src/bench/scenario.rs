@@ -22,7 +22,7 @@ const CALL_RECORDS: u64 = 4096;
 /// The floor's name in reports.
 const QUIC: &str = "quic, no broker";
 
-fn topic(name: &str) -> Outcome<TopicName> {
+pub(super) fn topic(name: &str) -> Outcome<TopicName> {
     format!("bench/{name}").parse().map_err(CliError::failure)
 }
 
