@@ -1,15 +1,15 @@
-use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use millstream_proto::batch::{BatchBuilder, NewRecord, Stamp};
+use millstream_proto::limits::MAX_BATCH_RECORDS;
 use millstream_proto::storage::Finding;
 use millstream_proto::topic::TopicConfig;
 use millstream_proto::{Batch, Codec, Offset, PartitionId};
 use millstream_store::key::lost::{LostKey, LostRow};
 use millstream_store::key::partition::{PartitionKey, PartitionRow};
 use millstream_store::key::record::{self, RecordKey};
-use millstream_store::{Key, MemoryStore, RedbConfig, RedbStore, Space, WriteBatch};
+use millstream_store::{Key, LostRun, MemoryStore, RedbConfig, RedbStore, Space, WriteBatch};
 
 use super::*;
 use crate::catalog::row::{Row, TopicRow};
@@ -111,8 +111,8 @@ fn check(store: &dyn Store) -> CheckReport {
     check.report.into_inner().unwrap()
 }
 
-fn offsets(range: &millstream_proto::storage::OffsetRange) -> Range<u64> {
-    range.start.0..range.end.map_or(u64::MAX, |end| end.0)
+fn offsets(range: &millstream_proto::storage::OffsetRange) -> (u64, u64) {
+    (range.start.0, range.end.map_or(u64::MAX, |end| end.0))
 }
 
 #[tokio::test]
@@ -122,18 +122,18 @@ async fn what_is_there_is_right_and_what_is_missing_is_told() {
     assert_eq!((report.state, report.findings), (CheckState::Done, vec![]));
     assert_eq!((report.batches, report.rows), (3, 2));
 
-    let cases: [(&[u64], &[Range<u64>]); 4] = [
-        (&[2, 6, 8], &[4..6]),
-        (&[4, 6], &[2..4]),
+    let cases: [(&[u64], (u64, u64)); 4] = [
+        (&[2, 6, 8], (4, 6)),
+        (&[4, 6], (2, 4)),
         // The row says that there was more.
-        (&[2], &[4..8]),
-        (&[], &[2..8]),
+        (&[2], (4, 8)),
+        (&[], (2, 8)),
     ];
     for (bases, missing) in cases {
         let report = check(&*store_of(rows(bases.iter().copied())).await);
         let found = report.findings.iter().flat_map(|found| &found.records);
         let found: Vec<_> = found.map(offsets).collect();
-        assert_eq!(found, missing, "{bases:?}");
+        assert_eq!(found, [missing], "{bases:?}");
         let named = |found: &Finding| {
             found.records[0]
                 .to_string()
@@ -155,17 +155,21 @@ async fn what_was_given_up_is_listed_and_not_missing() {
     rows.put(Space::Partitions, lost.encode(), row.encode());
     let report = check(&*store_of(rows).await);
     assert_eq!(report.findings, []);
-    assert_eq!(report.lost.iter().map(offsets).collect::<Vec<_>>(), [4..6]);
+    assert_eq!(
+        report.lost.iter().map(offsets).collect::<Vec<_>>(),
+        [(4, 6)]
+    );
 }
 
 #[tokio::test]
 async fn rows_that_make_no_sense_are_told_with_their_place() {
-    let of = |change: fn(&mut WriteBatch)| {
+    type Change = fn(&mut WriteBatch);
+    let of = |change: Change| {
         let mut rows = rows([2, 4, 6]);
         change(&mut rows);
         rows
     };
-    let cases: [(&str, fn(&mut WriteBatch)); 10] = [
+    let cases: [(&str, Change); 10] = [
         ("partition", |rows| {
             rows.put(Space::Partitions, "short", "x")
         }),
@@ -207,6 +211,38 @@ async fn rows_that_make_no_sense_are_told_with_their_place() {
     rows.put(Space::Records, key(0, 4), Bytes::from(damaged));
     let report = check(&*store_of(rows).await);
     assert!(!report.findings.is_empty());
+}
+
+#[tokio::test]
+async fn a_loss_at_the_end_is_as_long_as_the_last_batch_can_have_been() {
+    let store = store_of(rows([2, 4])).await;
+    let mut survey = Survey::new(|_| ());
+    store.check(&mut survey, &Pace::new(None)).unwrap();
+    let lost = |from, last| LostRun {
+        segment: 3,
+        keys: key(0, from)..key(0, last).push_bytes(&[0]),
+        bytes: 1,
+    };
+    let most = u64::from(MAX_BATCH_RECORDS);
+    // The row has counted up to 8; beyond, nobody knows how long the last batch was.
+    for (from, last, end) in [(2, 2, 8), (6, 6, 8), (8, 20, 20 + most)] {
+        let told = survey.told(&[lost(from, last)]);
+        assert_eq!(told.iter().map(offsets).collect::<Vec<_>>(), [(from, end)]);
+        let rows = survey.lost_rows(&[lost(from, last)]);
+        let store = store_of(rows).await;
+        let key = PartitionKey {
+            topic: TOPIC,
+            partition: 0,
+        };
+        let snapshot = store.snapshot().unwrap();
+        let row = snapshot.get(Space::Partitions, &key.encode()).unwrap();
+        let row = PartitionRow::decode(&row.unwrap()).unwrap();
+        assert_eq!((row.log_start, row.counted_to), (2, end));
+        assert_eq!(row.bytes, 2 * batch(2, 10, 0).bytes().len() as u64);
+    }
+    // Ranges that touch are one.
+    let told = survey.told(&[lost(6, 6), lost(8, 8)]);
+    assert_eq!(told.len(), 1, "{told:?}");
 }
 
 /// Everything that moves records about at once, and checks all the while.

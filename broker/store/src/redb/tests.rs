@@ -199,7 +199,7 @@ fn an_interval_batch_is_flushed_though_nothing_follows() {
     let deadline = std::time::Instant::now() + 100 * FLUSH_INTERVAL;
     while disk.count(Operation::Sync) == before {
         assert!(std::time::Instant::now() < deadline, "never flushed");
-        std::thread::yield_now();
+        thread::yield_now();
     }
     drop(store);
     let disk = FaultDisk::new();

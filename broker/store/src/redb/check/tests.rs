@@ -302,8 +302,8 @@ fn closed_len(closed: &Closed) -> usize {
     let database = Database::open(closed.path()).unwrap();
     let read = ::redb::ReadableDatabase::begin_read(&database).unwrap();
     let packs = read.open_table(PACKS).unwrap();
-    let len = packs.last().unwrap().unwrap().1.value().len();
-    len
+    let (_, chunk) = packs.last().unwrap().unwrap();
+    chunk.value().len()
 }
 
 #[test]
@@ -449,7 +449,7 @@ fn of_a_damaged_segment_only_the_damaged_part_is_lost() {
         .segments()
         .join("quarantine")
         .join(format!("{number:016x}.seg"));
-    assert_eq!(done.files, [aside.clone()]);
+    assert_eq!(done.files, std::slice::from_ref(&aside));
     assert!(aside.exists() && !closed.segment(number).exists());
 
     assert_eq!(closed.check().found, []);
