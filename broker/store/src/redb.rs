@@ -6,8 +6,8 @@
 //! * [`write`]: one group of batches, one write transaction, one sync.
 //! * [`records`] and [`pack`]: what a commit appends, and how it lies in the file.
 //! * [`hot`]: the index of the packs, in memory.
-//! * [`seal`], [`sealed`], [`extent`] and [`sweep`]: moving the oldest packs into segments beside
-//!   the file, the rows that say so, and giving their space back.
+//! * [`seal`], [`desk`], [`sealed`], [`extent`] and [`sweep`]: moving the oldest packs into
+//!   segments beside the file, the rows that say so, and giving their space back.
 //! * [`view`]: the state after one commit, which snapshots share.
 //! * [`check`] and [`offline`]: looking at everything, and taking damaged segments out.
 //! * [`freeze`] and [`restore`]: what a backup copies, and a store made of it.
@@ -17,6 +17,7 @@
 //! what is in use below a limit.
 
 mod check;
+mod desk;
 mod extent;
 mod freeze;
 mod hot;
@@ -184,7 +185,7 @@ impl Shared {
 pub struct RedbStore {
     shared: Arc<Shared>,
     gate: Arc<Gate>,
-    desk: Arc<seal::Desk>,
+    desk: Arc<desk::Desk>,
     sealer: Mutex<Option<JoinHandle<()>>>,
     shard: Shard,
     id: StoreId,
@@ -282,7 +283,7 @@ impl RedbStore {
             .write()
             .unwrap_or_else(PoisonError::into_inner) = Some(database);
         let gate = Arc::new(Gate::new(file.clone()));
-        let desk = Arc::<seal::Desk>::default();
+        let desk = Arc::<desk::Desk>::default();
         let engine = write::RedbEngine::new(
             Arc::clone(&shared),
             loaded,

@@ -14,13 +14,14 @@
 //! The same thread rewrites segments of which little is wanted any more, and unlinks files.
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ::redb::{Error as RedbError, StorageError};
 
 use super::Shared;
+use super::desk::{Desk, Errand, PATIENCE, SealJob, What};
 use super::extent::{Extent, SegmentRow};
 use super::merge;
 use super::pack;
@@ -37,136 +38,6 @@ use crate::space::Space;
 use crate::store::Direction;
 use crate::trailer;
 use crate::writer::caught;
-
-/// What the sealer asks the writer to commit.
-pub(super) struct SealJob {
-    pub(super) what: What,
-    /// Told whether it was committed.
-    pub(super) reply: mpsc::SyncSender<bool>,
-}
-
-/// What a new segment holds.
-pub(super) enum What {
-    /// The packs below `through`.
-    Packs {
-        segment: Summary,
-        through: u64,
-        entries: Vec<(SealedEntry, u64)>,
-        /// How often something had been taken out of packs when they were read.
-        kills: u64,
-    },
-    /// Extents of other segments; without a new one if nothing was found in them.
-    Extents {
-        segment: Option<Summary>,
-        moved: Vec<Moved>,
-    },
-}
-
-impl What {
-    /// The number of the new segment.
-    fn number(&self) -> Option<u64> {
-        match self {
-            Self::Packs { segment, .. } => Some(segment.number),
-            Self::Extents { segment, .. } => segment.as_ref().map(|segment| segment.number),
-        }
-    }
-}
-
-#[derive(Default)]
-struct Papers {
-    /// The hot file holds more than it should.
-    wanted: bool,
-    /// Something was cut out of segments.
-    cut: bool,
-    job: Option<SealJob>,
-    unlink: Vec<u64>,
-    /// The writer wants to look after a while whether more can be unlinked.
-    remind: bool,
-    /// How often [`Desk::seal_now`] was called, and up to which call it was done.
-    asked: u64,
-    answered: u64,
-    closing: bool,
-    /// The sealer has ended: because of that, or because the shard has stopped.
-    gone: bool,
-    trouble: Option<String>,
-}
-
-/// Where the writer and the sealer leave word for each other.
-#[derive(Default)]
-pub(super) struct Desk {
-    papers: Mutex<Papers>,
-    wake: Condvar,
-}
-
-impl Desk {
-    fn lock(&self) -> MutexGuard<'_, Papers> {
-        // Nothing under this lock panics half-way through a change.
-        self.papers.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The writer: the hot file is too large.
-    pub(super) fn want(&self) {
-        let mut papers = self.lock();
-        if !papers.wanted {
-            papers.wanted = true;
-            self.wake.notify_all();
-        }
-    }
-
-    /// Seals a segment's worth of packs, however few there are, and waits until that is done or
-    /// has failed.
-    pub(super) fn seal_now(&self) {
-        let mut papers = self.lock();
-        papers.asked += 1;
-        papers.wanted = true;
-        let call = papers.asked;
-        self.wake.notify_all();
-        while papers.answered < call && !papers.closing && !papers.gone {
-            let woken = self.wake.wait(papers);
-            papers = woken.unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-
-    /// The writer: records were cut out of segments.
-    pub(super) fn cut(&self) {
-        self.lock().cut = true;
-        self.wake.notify_all();
-    }
-
-    /// The writer: nobody reads these any more.
-    pub(super) fn unlink(&self, numbers: impl IntoIterator<Item = u64>) {
-        self.lock().unlink.extend(numbers);
-        self.wake.notify_all();
-    }
-
-    /// The writer: nudge me after a while, there is more to unlink once nobody reads it.
-    pub(super) fn remind(&self) {
-        self.lock().remind = true;
-        self.wake.notify_all();
-    }
-
-    /// The writer: what there is to commit.
-    pub(super) fn take_job(&self) -> Option<SealJob> {
-        self.lock().job.take()
-    }
-
-    /// The store is closing.
-    pub(super) fn close(&self) {
-        self.lock().closing = true;
-        self.wake.notify_all();
-    }
-
-    /// The sealer: it has ended.
-    fn leave(&self) {
-        self.lock().gone = true;
-        self.wake.notify_all();
-    }
-
-    /// Why sealing does not get on, if it does not.
-    pub(super) fn trouble(&self) -> Option<String> {
-        self.lock().trouble.clone()
-    }
-}
 
 /// Why a segment was not written.
 #[derive(Debug, thiserror::Error)]
@@ -212,23 +83,9 @@ pub(super) struct Sealer {
     pub(super) unreadable: BTreeMap<u64, String>,
 }
 
-/// What there is to do.
-enum Errand {
-    /// With the last call of [`Desk::seal_now`].
-    Seal(u64),
-    Rewrite,
-    Unlink(Vec<u64>),
-    /// Of what the writer wants to look at again.
-    Remind,
-    Close,
-}
-
 /// How long the sealer waits after a failure, doubled with each one up to the second.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
-
-/// How often the sealer looks whether the store is closing while it waits for the writer.
-const PATIENCE: Duration = Duration::from_millis(50);
 
 impl Sealer {
     /// Runs until the store is closed or its shard has stopped.
@@ -251,7 +108,8 @@ impl Sealer {
         let mut pause = FIRST_PAUSE;
         let (mut sealing, mut rewriting) = (None, None);
         loop {
-            let errand = self.next();
+            let stopped = || self.queue.gate.stopped().is_some();
+            let errand = self.desk.next(stopped);
             let done = match errand {
                 Errand::Close => return,
                 Errand::Unlink(numbers) => {
@@ -278,22 +136,21 @@ impl Sealer {
                 Err(_) if self.is_over() => return,
                 Err(error) => Some(error.to_string()),
             };
-            let mut papers = self.desk.lock();
-            if let Errand::Seal(call) = errand {
+            let call = if let Errand::Seal(call) = errand {
                 sealing = trouble;
-                papers.answered = call;
+                Some(call)
             } else {
                 rewriting = trouble;
-            }
+                None
+            };
             let trouble = sealing.as_ref().or(rewriting.as_ref());
-            papers.trouble = trouble.or(self.unreadable.values().next()).cloned();
-            drop(papers);
-            self.desk.wake.notify_all();
+            let trouble = trouble.or(self.unreadable.values().next());
+            self.desk.done(call, trouble.cloned());
             match done {
                 Ok(()) => pause = FIRST_PAUSE,
                 Err(error) => {
                     self.report(&error, pause);
-                    self.rest(pause);
+                    self.desk.rest(pause);
                     pause = (pause * 2).min(LONGEST_PAUSE);
                     match errand {
                         Errand::Rewrite => self.desk.cut(),
@@ -306,7 +163,7 @@ impl Sealer {
 
     /// Whether nothing can be committed any more.
     fn is_over(&self) -> bool {
-        self.desk.lock().closing || self.queue.gate.stopped().is_some()
+        self.desk.is_closing() || self.queue.gate.stopped().is_some()
     }
 
     /// Why the shard must stop, if the error is of the hot file: as whoever reads it would have it.
@@ -328,50 +185,6 @@ impl Sealer {
             %file, %error, ?pause,
             "sealing does not get on; appends wait once the hot file is full"
         );
-    }
-
-    fn next(&self) -> Errand {
-        let mut papers = self.desk.lock();
-        loop {
-            if papers.closing || self.queue.gate.stopped().is_some() {
-                return Errand::Close;
-            }
-            if !papers.unlink.is_empty() {
-                return Errand::Unlink(std::mem::take(&mut papers.unlink));
-            }
-            if std::mem::take(&mut papers.wanted) {
-                return Errand::Seal(papers.asked);
-            }
-            if std::mem::take(&mut papers.cut) {
-                return Errand::Rewrite;
-            }
-            if papers.remind {
-                let woken = self.desk.wake.wait_timeout(papers, PATIENCE);
-                let (guard, waited) = woken.unwrap_or_else(PoisonError::into_inner);
-                papers = guard;
-                if waited.timed_out() {
-                    papers.remind = false;
-                    return Errand::Remind;
-                }
-                continue;
-            }
-            let woken = self.desk.wake.wait(papers);
-            papers = woken.unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-
-    /// Waits, but not longer than the store stays open, and not if somebody wants it done now.
-    fn rest(&self, pause: Duration) {
-        let until = Instant::now() + pause;
-        let mut papers = self.desk.lock();
-        while !papers.closing && papers.asked == papers.answered {
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return;
-            }
-            let woken = self.desk.wake.wait_timeout(papers, left);
-            papers = woken.unwrap_or_else(PoisonError::into_inner).0;
-        }
     }
 
     fn writer(&mut self) -> Result<SegmentWriter, SealError> {
@@ -432,7 +245,7 @@ impl Sealer {
             });
         }
         drop(view);
-        self.desk.lock().cut = true;
+        self.desk.cut();
         let segment = match writer {
             Some(writer) => Some(writer.finish()?),
             None => None,
@@ -519,7 +332,7 @@ impl Sealer {
             self.shared.meter.wrote_segment(segment.file_bytes);
         }
         let (reply, answer) = mpsc::sync_channel(1);
-        self.desk.lock().job = Some(SealJob { what, reply });
+        self.desk.put_job(SealJob { what, reply });
         self.queue.nudge();
         let committed = loop {
             match answer.recv_timeout(PATIENCE) {

@@ -11,10 +11,10 @@ use std::sync::{Arc, PoisonError, RwLock, Weak};
 
 use ::redb::{Database, Durability as RedbDurability, Error as RedbError, WriteTransaction};
 
+use super::desk::{Desk, What};
 use super::hot::{HotIndex, Sight};
 use super::open::Loaded;
 use super::records::{RecordsChange, RecordsWritten, WriteFault};
-use super::seal::{Desk, What};
 use super::sealed::{SealedEntry, SealedTables, set_marks};
 use super::view::View;
 use super::{Recovery, RedbConfig, Shared, TABLES, sweep};
