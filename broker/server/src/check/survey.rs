@@ -294,6 +294,9 @@ impl<'a> Survey<'a> {
                 let joins = next.start <= range.end && segment == of;
                 if joins {
                     range.end = range.end.max(next.end);
+                } else {
+                    // What was lost with another segment is told with that one.
+                    range.end = range.end.min(next.start);
                 }
                 joins
             });

@@ -240,6 +240,12 @@ async fn a_loss_at_the_end_is_as_long_as_the_last_batch_can_have_been() {
         assert_eq!((row.log_start, row.counted_to), (2, end));
         assert_eq!(row.bytes, 2 * batch(2, 10, 0).bytes().len() as u64);
     }
+    // Each segment's loss ends where that of the next one begins.
+    let mut next = lost(8, 20);
+    next.segment = 4;
+    let told = survey.told(&[lost(2, 6), next]);
+    let told: Vec<_> = told.iter().map(offsets).collect();
+    assert_eq!(told, [(2, 8), (8, 20 + most)]);
     // Ranges that touch are one.
     let told = survey.told(&[lost(6, 6), lost(8, 8)]);
     assert_eq!(told.len(), 1, "{told:?}");
