@@ -3,6 +3,7 @@
 //! Everything is written into a directory beside the one that is asked for, checked, synced, and
 //! renamed when it is complete: who finds the directory finds all of it.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,8 +11,10 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use millstream_proto::message::Digest;
-use millstream_store::backup::{PartReader, PartRow, RestoreError as StoreError, Restorer};
-use millstream_store::segment::SegmentError;
+use millstream_store::backup::{
+    ExtentInfo, PartReader, PartRow, RestoreError as StoreError, Restorer, SegmentInfo,
+};
+use millstream_store::segment::{DirFiles, Files, Segment};
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
@@ -23,6 +26,9 @@ use super::select::{Selection, Survey, Wanted};
 use super::target::{PARTS, SEGMENTS, Target, digest};
 use crate::broker::SHARD_FILE;
 use crate::limits::MAX_BACKUP_PART_BYTES;
+
+/// Where segments lie of which only a part is wanted, until that is copied.
+const SOURCE_DIR: &str = "source";
 
 /// What was restored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -124,17 +130,12 @@ impl Restoring<'_> {
         }
         let wanted = self.wanted(selection)?;
         let mut restorer = Restorer::create(&self.staging.path().join(SHARD_FILE))?;
-        for part in &self.manifest.parts {
-            for row in self.rows(part)? {
-                if let PartRow::Extent(extent) = row?
-                    && wanted.as_ref().is_none_or(|w| w.records(&extent.start))
-                {
-                    restorer.extent(extent)?;
-                }
-            }
-        }
-        let segments = self.fetch_segments(&restorer).await?;
-        let rows = self.put_rows(restorer, wanted.as_ref()).await?;
+        let infos = match &wanted {
+            None => self.all_segments(&mut restorer).await?,
+            Some(wanted) => self.some_segments(&mut restorer, wanted).await?,
+        };
+        let segments = restorer.segments().len() as u64;
+        let rows = self.put_rows(restorer, &infos, wanted.as_ref()).await?;
         for part in &self.manifest.parts {
             let path = self.part_path(part);
             match fs::remove_file(&path) {
@@ -219,38 +220,77 @@ impl Restoring<'_> {
         Ok(Some(wanted))
     }
 
-    async fn fetch_segments(&self, restorer: &Restorer) -> Result<u64, RestoreError> {
-        let mut copies = Vec::new();
+    fn copy(&self, number: u64) -> Result<&SegmentCopy, RestoreError> {
+        let mut segments = self.manifest.segments.iter();
+        let copy = segments.find(|copy| copy.number == number);
+        Ok(copy.ok_or(StoreError::UnknownSegment(number))?)
+    }
+
+    /// Copies the segments as they are.
+    async fn all_segments(
+        &self,
+        restorer: &mut Restorer,
+    ) -> Result<Vec<SegmentInfo>, RestoreError> {
+        for part in &self.manifest.parts {
+            for row in self.rows(part)? {
+                if let PartRow::Extent(extent) = row? {
+                    restorer.extent(extent)?;
+                }
+            }
+        }
+        let mut infos = Vec::new();
         for number in restorer.segments() {
-            let segments = &self.manifest.segments;
-            let copy = segments.iter().find(|copy| copy.number == number);
-            copies.push(copy.ok_or(StoreError::UnknownSegment(number))?);
+            let copy = self.copy(number)?;
+            self.progress.expect(copy.bytes);
+            self.fetch_segment(restorer.files(), copy).await?;
+            infos.push(copy.info());
         }
-        self.progress
-            .expect(copies.iter().map(|copy| copy.bytes).sum());
-        for copy in &copies {
-            self.fetch_segment(restorer, copy).await?;
+        Ok(infos)
+    }
+
+    /// Copies of the segments what is wanted: what belongs to others is not to be restored, and
+    /// may be most of them.
+    async fn some_segments(
+        &self,
+        restorer: &mut Restorer,
+        wanted: &Wanted,
+    ) -> Result<Vec<SegmentInfo>, RestoreError> {
+        let mut extents = BTreeMap::<u64, Vec<ExtentInfo>>::new();
+        for part in &self.manifest.parts {
+            for row in self.rows(part)? {
+                if let PartRow::Extent(extent) = row?
+                    && wanted.records(&extent.start)
+                {
+                    extents.entry(extent.segment).or_default().push(extent);
+                }
+            }
         }
-        Ok(copies.len() as u64)
+        let dir = self.staging.path().join(SOURCE_DIR);
+        let source = DirFiles::open(&dir).map_err(StoreError::from)?;
+        let mut infos = Vec::new();
+        for (number, mut extents) in extents {
+            extents.sort_unstable_by(|a, b| a.start.cmp(&b.start));
+            let copy = self.copy(number)?;
+            self.progress.expect(copy.bytes);
+            self.fetch_segment(&source, copy).await?;
+            let segment = Segment::open(&source, number, copy.bytes).map_err(StoreError::from)?;
+            infos.extend(restorer.extract(&segment, &extents)?);
+            let path = source.path(number);
+            source.remove(number).map_err(failed("remove", &path))?;
+        }
+        fs::remove_dir(&dir).map_err(failed("remove", &dir))?;
+        Ok(infos)
     }
 
     async fn fetch_segment(
         &self,
-        restorer: &Restorer,
+        files: &DirFiles,
         copy: &SegmentCopy,
     ) -> Result<(), RestoreError> {
         let object = format!("{SEGMENTS}/{}", copy.sha256);
-        let refused = |action| {
-            move |source| {
-                let file = format!("segment {:016x}", copy.number).into();
-                RestoreError::Store(StoreError::Segment(SegmentError::Io {
-                    action,
-                    file,
-                    source,
-                }))
-            }
-        };
-        let file = restorer.create_segment(copy.number);
+        let path = files.path(copy.number);
+        let refused = |action| failed(action, &path);
+        let file = files.create(copy.number);
         let mut file = file.map_err(refused("create"))?;
         let mut pieces = self.target.stream(&object).await?;
         let (mut hash, mut len) = (Sha256::new(), 0);
@@ -276,15 +316,10 @@ impl Restoring<'_> {
     async fn put_rows(
         &self,
         restorer: Restorer,
+        infos: &[SegmentInfo],
         wanted: Option<&Wanted>,
     ) -> Result<u64, RestoreError> {
-        let infos: Vec<_> = self
-            .manifest
-            .segments
-            .iter()
-            .map(SegmentCopy::info)
-            .collect();
-        let mut restorer = restorer.rows(&infos)?;
+        let mut restorer = restorer.rows(infos)?;
         let mut rows = 0;
         for part in &self.manifest.parts {
             for row in self.rows(part)? {

@@ -510,6 +510,22 @@ async fn a_tenant_or_a_topic_comes_alone() {
     let name: TopicName = "other/a".parse().unwrap();
     let other = Selection::Topic(name);
     world.restore(Which::Latest, "other", &other).await.unwrap();
+    // Its segments hold nothing of the others, and no file is left of those that do.
+    let files = std::fs::read_dir(world.dir("other")).unwrap();
+    let mut names: Vec<_> = files.map(|file| file.unwrap().file_name()).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["shard-0.redb", "shard-0.segments"]);
+    let segments = std::fs::read_dir(world.dir("other").join("shard-0.segments")).unwrap();
+    let sizes = segments.map(|file| file.unwrap().metadata().unwrap().len());
+    let records = |(space, key): &&(Space, Vec<u8>)| {
+        *space == Space::Records && key.starts_with(&7u32.to_be_bytes())
+    };
+    let of_others = all.iter().filter(|(key, _)| !records(key));
+    let of_others: usize = of_others.map(|(_, value)| value.len()).sum();
+    let whole = world.target.find(&Which::Latest).await.unwrap();
+    let whole: u64 = whole.segments.iter().map(|segment| segment.bytes).sum();
+    let sizes: u64 = sizes.sum();
+    assert!(sizes > 0 && sizes + of_others as u64 / 2 < whole);
     assert!(restored(&world.dir("other")) == of(&[7]));
 
     let nobody = Selection::Topic("acme/c".parse().unwrap());

@@ -104,7 +104,7 @@ fn restore(parts: &[Part], frozen: &dyn Frozen, path: &Path) -> usize {
         segment.check().unwrap();
         let mut bytes = vec![0; info.file_bytes as usize];
         segment.read(&mut bytes, 0).unwrap();
-        let mut file = restorer.create_segment(info.number).unwrap();
+        let mut file = restorer.files().create(info.number).unwrap();
         file.append(&bytes).unwrap();
         file.sync().unwrap();
         file.rename().unwrap();
@@ -244,4 +244,73 @@ fn a_backup_without_a_segment_it_names_is_refused() {
         matches!(refused, RestoreError::UnknownSegment(7)),
         "{refused}"
     );
+}
+
+#[test]
+fn a_part_of_a_segment_is_copied_without_the_rest() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = RedbStore::open(directory.path().join("one.redb"), &config()).unwrap();
+    fill(&store, 0..200);
+    store.seal_now();
+    let mut frozen = store.freeze().unwrap();
+    let parts = parts(&mut *frozen);
+    let read = parts
+        .iter()
+        .flat_map(|part| PartReader::new(part.bytes.clone()).unwrap());
+    let mut extents = BTreeMap::<u64, Vec<ExtentInfo>>::new();
+    for row in read {
+        if let PartRow::Extent(extent) = row.unwrap()
+            && extent.start.starts_with(&2u32.to_be_bytes())
+        {
+            extents.entry(extent.segment).or_default().push(extent);
+        }
+    }
+    let copy = directory.path().join("two.redb");
+    let mut restorer = Restorer::create(&copy).unwrap();
+    let source = crate::segment::DirFiles::open(&directory.path().join("one.segments")).unwrap();
+    let (mut infos, mut all) = (Vec::new(), 0);
+    for info in frozen.segments() {
+        let Some(extents) = extents.get(&info.number) else {
+            continue;
+        };
+        let segment = Segment::open(&source, info.number, info.file_bytes).unwrap();
+        // One that holds nothing is left out.
+        let first = &extents[0];
+        let nothing = ExtentInfo {
+            start: record(1, u64::MAX - 1),
+            end: record(1, u64::MAX),
+            segment: first.segment,
+            bytes: 1,
+        };
+        assert_eq!(
+            restorer
+                .extract(&segment, std::slice::from_ref(&nothing))
+                .unwrap(),
+            None
+        );
+        let with_nothing = [&[nothing], &extents[..]].concat();
+        let part = restorer.extract(&segment, &with_nothing).unwrap().unwrap();
+        assert!(part.file_bytes < info.file_bytes);
+        infos.push(part);
+        all += info.file_bytes;
+    }
+    let kept: u64 = infos.iter().map(|info| info.file_bytes).sum();
+    assert!(!infos.is_empty() && kept * 2 < all);
+    wait(restorer.rows(&infos).unwrap().finish()).unwrap();
+    let restored = RedbStore::open(&copy, &config()).unwrap();
+    let found = rows(&*restored.snapshot().unwrap());
+    assert!(!found.is_empty());
+    let whole = rows(&*store.snapshot().unwrap());
+    for (key, value) in &found {
+        assert!(key.1.starts_with(&2u32.to_be_bytes()));
+        assert_eq!(&whole[key], value);
+    }
+    let sealed = |(space, key): &&(Space, Vec<u8>)| {
+        *space == Space::Records
+            && extents
+                .values()
+                .flatten()
+                .any(|extent| (&extent.start[..]..&extent.end[..]).contains(&&key[..]))
+    };
+    assert_eq!(whole.keys().filter(sealed).count(), found.len());
 }

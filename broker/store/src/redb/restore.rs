@@ -22,9 +22,9 @@ use super::{
 use crate::backup::{ExtentInfo, RestoreError, SegmentInfo};
 use crate::batch::{Durability, Key, WriteBatch};
 use crate::limits::GROUP_BYTES;
-use crate::segment::{DirFiles, Files, NewFile};
+use crate::segment::{DirFiles, Files, Segment, SegmentWriter};
 use crate::space::Space;
-use crate::store::Store;
+use crate::store::{Direction, Store};
 
 /// Extents that are written in one transaction.
 const EXTENTS_AT_ONCE: usize = 10_000;
@@ -84,12 +84,47 @@ impl Restorer {
         self.wanted.keys().copied().collect()
     }
 
-    /// Begins the copy of a segment: append, sync and rename it.
+    /// Where to copy the segments that are taken whole, each under its number.
+    #[must_use]
+    pub fn files(&self) -> &DirFiles {
+        &self.files
+    }
+
+    /// Adds those of `extents` that hold anything, and copies what lies in them, and nothing else,
+    /// from their segment. They are in the order of their keys. Returns what the segment is now;
+    /// `None` if there is nothing in them.
     ///
     /// # Errors
-    /// If the system refuses.
-    pub fn create_segment(&self, number: u64) -> std::io::Result<Box<dyn NewFile>> {
-        self.files.create(number)
+    /// If the segment cannot be read, or the copy cannot be written.
+    pub fn extract(
+        &mut self,
+        source: &Segment,
+        extents: &[ExtentInfo],
+    ) -> Result<Option<SegmentInfo>, RestoreError> {
+        let files: Arc<dyn Files> = Arc::new(self.files.clone());
+        let mut writer = SegmentWriter::new(files, source.number())?;
+        let mut data_bytes = 0;
+        for extent in extents {
+            let mut any = false;
+            for row in source.iter_range(&extent.start..&extent.end, Direction::Forward) {
+                let row = row?;
+                writer.push(&row.key, &row.value)?;
+                any = true;
+            }
+            if any {
+                data_bytes += extent.bytes;
+                self.extent(extent.clone())?;
+            }
+        }
+        if !self.wanted.contains_key(&source.number()) {
+            return Ok(None);
+        }
+        let written = writer.finish()?;
+        Ok(Some(SegmentInfo {
+            number: written.number,
+            file_bytes: written.file_bytes,
+            data_bytes,
+        }))
     }
 
     /// Goes on with the rows, once every segment is there. `infos` are the segments of the backup,
