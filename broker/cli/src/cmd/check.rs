@@ -103,6 +103,8 @@ async fn offline(out: Output, dir: PathBuf, quarantine: bool) -> Outcome<Offline
         let failure = CliError::failure(&error);
         if error.is_in_use() {
             failure.next("stop the broker, or have it check itself: millstream check --online")
+        } else if error.is_older() {
+            failure.next("start the broker on it once, which brings it up to date")
         } else if error.is_elsewhere() {
             failure.next(format!("see whether {name} is a broker's data directory"))
         } else {

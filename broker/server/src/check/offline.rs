@@ -29,6 +29,18 @@ impl OfflineError {
         matches!(self, Self::Open(OpenError::InUse { .. }))
     }
 
+    /// Whether the data are of an older format, which a broker would bring up to date.
+    #[must_use]
+    pub fn is_older(&self) -> bool {
+        let format = match self {
+            Self::Open(OpenError::Format {
+                found, expected, ..
+            }) => Some((found, expected)),
+            _ => None,
+        };
+        format.is_some_and(|(found, expected)| found < expected)
+    }
+
     /// Whether there is nothing to be read there, or nobody may.
     #[must_use]
     pub fn is_elsewhere(&self) -> bool {
