@@ -301,6 +301,7 @@ fn a_store_goes_to_an_object_store_and_comes_back() {
     good(&run(&[
         "backup", "restore", "--backup", "latest", "--into", "copy",
     ]));
+    good(&run(&["check", "--data-dir", "copy"]));
     let elsewhere = [
         "backup",
         "create",

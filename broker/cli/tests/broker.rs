@@ -327,7 +327,11 @@ fn a_store_is_backed_up_listed_verified_and_restored() {
     let none = [&first[..], &["--topic", "acme/none", "--into", "never"]].concat();
     world.bad(4, &none);
 
-    // The copy is a data directory: backed up without a broker, it is the same again.
+    // So is a topic alone.
+    world.good(&[&first[..], &["--topic", "acme/t", "--into", "part"]].concat());
+    world.good(&["check", "--data-dir", "part"]);
+
+    // The copy is a sound data directory: backed up without a broker, it is the same again.
     let offline = [
         "backup",
         "create",
@@ -339,6 +343,7 @@ fn a_store_is_backed_up_listed_verified_and_restored() {
         "64MiB",
     ];
     world.good(&offline);
+    world.good(&["check", "--data-dir", "copy"]);
     world.bad(
         4,
         &[

@@ -29,18 +29,18 @@ const MAGIC: &str = "millstream-backup";
 pub struct BackupId(String);
 
 const ID_TIME: &[BorrowedFormatItem<'_>] =
-    format_description!("[year][month][day]T[hour][minute][second]Z");
-const ID_TIME_LEN: usize = 16;
+    format_description!("[year][month][day]T[hour][minute][second].[subsecond digits:3]Z");
+const ID_TIME_LEN: usize = 20;
 const ID_RANDOM_LEN: usize = 8;
 
 impl BackupId {
     /// A new name for a backup made at `ms`, in milliseconds since the Unix epoch.
     pub(super) fn new(ms: i64) -> Self {
-        let at = OffsetDateTime::from_unix_timestamp(ms.div_euclid(1000));
+        let at = OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000);
         // A year that four digits cannot say stands for a clock that was never set.
         let at = at.unwrap_or(OffsetDateTime::UNIX_EPOCH).format(ID_TIME);
         let at = at.ok().filter(|text| text.len() == ID_TIME_LEN);
-        let at = at.unwrap_or_else(|| "19700101T000000Z".to_owned());
+        let at = at.unwrap_or_else(|| "19700101T000000.000Z".to_owned());
         // Keyed by the system's randomness; it need not be secret, only different.
         let random = RandomState::new().hash_one(ms) as u32;
         Self(format!("{at}-{random:08x}"))
@@ -52,10 +52,11 @@ impl BackupId {
         &self.0
     }
 
-    /// The time that it says, in seconds since the Unix epoch.
-    pub(super) fn seconds(&self) -> i64 {
+    /// The time that it says, in milliseconds since the Unix epoch.
+    pub(super) fn ms(&self) -> i64 {
         let at = time::PrimitiveDateTime::parse(&self.0[..ID_TIME_LEN], ID_TIME);
-        at.map_or(0, |at| at.assume_utc().unix_timestamp())
+        let ms = at.map_or(0, |at| at.assume_utc().unix_timestamp_nanos() / 1_000_000);
+        i64::try_from(ms).unwrap_or(0)
     }
 }
 
@@ -73,7 +74,7 @@ impl FromStr for BackupId {
             return Ok(Self(text.to_owned()));
         }
         Err(format!(
-            "{text:?} is not the name of a backup, as 20261120T111655Z-1a2b3c4d"
+            "{text:?} is not the name of a backup, as 20261120T111655.123Z-1a2b3c4d"
         ))
     }
 }
@@ -280,17 +281,17 @@ mod tests {
     #[test]
     fn names_say_the_time_and_sort_by_it() {
         let id = BackupId::new(1_795_173_415_123);
-        assert!(id.as_str().starts_with("20261120T111655Z-"), "{id}");
-        assert_eq!(id.seconds(), 1_795_173_415);
+        assert!(id.as_str().starts_with("20261120T111655.123Z-"), "{id}");
+        assert_eq!(id.ms(), 1_795_173_415_123);
         assert_eq!(id.as_str().parse(), Ok(id.clone()));
-        assert!(BackupId::new(1_795_173_416_000) > id);
+        assert!(BackupId::new(1_795_173_415_124) > id);
         assert_ne!(BackupId::new(1_795_173_415_123), id);
-        assert_eq!(BackupId::new(i64::MIN).seconds(), 0);
+        assert_eq!(BackupId::new(i64::MIN).ms(), 0);
         for bad in [
             "",
             "x",
-            "20261120T111655Z",
-            "20261120T111655Z-1a2b3c4G",
+            "20261120T111655.123Z",
+            "20261120T111655.123Z-1a2b3c4G",
             "../../etc/passwd",
         ] {
             assert!(bad.parse::<BackupId>().is_err(), "{bad}");

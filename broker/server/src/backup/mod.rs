@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! target/
-//!   backups/20261120T111655Z-1a2b3c4d    a manifest: what one backup consists of
+//!   backups/20261120T111655.123Z-1a2b3c4d    a manifest: what one backup consists of
 //!   segments/<SHA-256>                   sealed segments, shared by all backups that name them
 //!   parts/<SHA-256>                      the rows of one backup that are in no segment
 //!   locks/<name>                         who is at work; see `lock`

@@ -349,13 +349,8 @@ impl Target {
             Which::Before(ms) => *ms,
         };
         for id in self.ids().await?.into_iter().rev() {
-            // The name says the second; the manifest says more.
-            if id.seconds().saturating_mul(1000) > before {
-                continue;
-            }
-            let manifest = self.manifest(&id).await?;
-            if manifest.created_ms <= before {
-                return Ok(manifest);
+            if id.ms() <= before {
+                return self.manifest(&id).await;
             }
         }
         let what = match which {
