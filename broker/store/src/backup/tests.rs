@@ -7,7 +7,10 @@ use bytes::Bytes;
 
 use super::*;
 use crate::key::record;
-use crate::{Direction, RedbConfig, RedbStore, ScanLimit, Snapshot, Space, Store, WriteBatch};
+use crate::{
+    CheckTotals, Direction, Finding, Inspector, OfflineStore, Pace, RedbConfig, RedbStore,
+    ScanLimit, Snapshot, Space, Store, WriteBatch,
+};
 
 /// So little room that records are sealed, rewritten and swept all the time.
 fn config() -> RedbConfig {
@@ -74,6 +77,31 @@ fn rows(snapshot: &dyn Snapshot) -> Rows {
         );
     }
     rows
+}
+
+/// What `millstream check` finds below the broker's rows.
+#[derive(Default)]
+struct Found(Vec<Finding>);
+
+impl Inspector for Found {
+    fn row(&mut self, _: Space, _: &[u8], _: &Bytes) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn found(&mut self, finding: Finding) {
+        self.0.push(finding);
+    }
+
+    fn progress(&mut self, _: CheckTotals) {}
+}
+
+/// The store at `path` is sound; returns how many segments it has.
+fn assert_sound(path: &Path) -> u64 {
+    let mut found = Found::default();
+    let mut store = OfflineStore::open(path).unwrap();
+    let totals = store.check(&mut found, &Pace::new(None));
+    assert!(found.0.is_empty(), "{:?}", found.0);
+    totals.segments
 }
 
 fn parts(frozen: &mut dyn Frozen) -> Vec<Part> {
@@ -145,6 +173,7 @@ fn a_frozen_store_comes_back_as_it_was() {
 
     let copy = directory.path().join("two.redb");
     assert!(restore(&parts, &*frozen, &copy) > 1);
+    assert!(assert_sound(&copy) > 1);
     let restored = RedbStore::open(&copy, &config()).unwrap();
     assert!(rows(&*restored.snapshot().unwrap()) == expected);
     // It is a store like any other, and another one than the first.
@@ -297,6 +326,7 @@ fn a_part_of_a_segment_is_copied_without_the_rest() {
     let kept: u64 = infos.iter().map(|info| info.file_bytes).sum();
     assert!(!infos.is_empty() && kept * 2 < all);
     wait(restorer.rows(&infos).unwrap().finish()).unwrap();
+    assert_eq!(assert_sound(&copy), infos.len() as u64);
     let restored = RedbStore::open(&copy, &config()).unwrap();
     let found = rows(&*restored.snapshot().unwrap());
     assert!(!found.is_empty());
