@@ -504,11 +504,11 @@ fn single_deletes_leave_no_segment_behind() {
     while store.stats().storage.unsealed_bytes > 0 {
         store.seal_now();
     }
+    let mut batch = WriteBatch::new();
     for key in script::after(APPENDS).into_keys() {
-        let mut batch = WriteBatch::new();
         batch.delete(Space::Records, key);
-        commit(&store, batch).unwrap();
     }
+    commit(&store, batch).unwrap();
     let (_, rows) = script::read(&store).unwrap();
     assert!(rows.is_empty());
     wait_until("the end of nearly all segments", || {

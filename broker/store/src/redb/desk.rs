@@ -1,7 +1,7 @@
 //! Where the writer and the sealer leave word for each other. See [`super::seal`].
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, mpsc};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::sealed::{Moved, SealedEntry};
 use crate::segment::Summary;
@@ -205,15 +205,9 @@ impl Desk {
     /// The sealer: waits after a failure, but not longer than the store stays open, and not if
     /// somebody wants it done now, or if files can be removed, which may be the remedy.
     pub(super) fn rest(&self, pause: Duration) {
-        let until = Instant::now() + pause;
-        let mut papers = self.lock();
-        while !papers.closing && papers.asked == papers.answered && papers.unlink.is_empty() {
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return;
-            }
-            let woken = self.wake.wait_timeout(papers, left);
-            papers = woken.unwrap_or_else(PoisonError::into_inner).0;
-        }
+        let has_time = |papers: &mut Papers| {
+            !papers.closing && papers.asked == papers.answered && papers.unlink.is_empty()
+        };
+        drop(self.wake.wait_timeout_while(self.lock(), pause, has_time));
     }
 }

@@ -36,12 +36,14 @@ pub(crate) fn wait_until_or(mut is_so: impl FnMut() -> bool, what: impl FnOnce()
     }
 }
 
+/// Runs a future that must end.
 pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread()
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .build()
-        .unwrap()
-        .block_on(future)
+        .unwrap();
+    let ended = runtime.block_on(async { tokio::time::timeout(PATIENCE, future).await });
+    ended.expect("the future ends")
 }
 
 pub(crate) fn commit(store: &RedbStore, batch: WriteBatch) -> Result<Committed, CommitError> {
