@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
 
-use super::pack::Entry;
+use super::pack::{self, Entry};
 use crate::batch::Key;
 use crate::store::Direction;
 
@@ -59,10 +59,12 @@ pub(super) struct HotIndex {
     dead: VecDeque<(u64, (Key, u64))>,
     alive: usize,
     occupied: u64,
+    /// Entries that came or died since entries were last forgotten.
+    stirred: usize,
 }
 
-/// How many entries are forgotten at once: sealing a segment of small records must not make one
-/// commit wait for all of them.
+/// How many entries are forgotten at once, unless more came and died meanwhile: sealing a segment
+/// of small records must not make one commit wait for all of them.
 const FORGET_AT_ONCE: usize = 4096;
 
 impl HotIndex {
@@ -74,12 +76,15 @@ impl HotIndex {
         let used = self.packs.entry(pack).or_default();
         used.entries += entries.len();
         self.alive += entries.len();
+        self.stirred += entries.len();
         let before = used.bytes;
+        // Removed entries leave gaps: the end of the last one is what the pack takes.
+        let ends = entries
+            .iter()
+            .map(|entry| entry.offset as usize + entry.len as usize);
+        let len = ends.max().unwrap_or_default();
+        used.bytes = used.bytes.max(pack::space(len, &entries));
         for entry in entries {
-            // Removed entries leave gaps: the end of the last one is what the pack takes.
-            used.bytes = used
-                .bytes
-                .max(u64::from(entry.offset) + u64::from(entry.len));
             let slot = Slot {
                 offset: entry.offset,
                 len: entry.len,
@@ -98,6 +103,7 @@ impl HotIndex {
         };
         slot.dies = commit;
         self.alive -= 1;
+        self.stirred += 1;
         if let Some(used) = self.packs.get_mut(&pack) {
             used.entries -= 1;
             if used.entries == 0 {
@@ -128,9 +134,15 @@ impl HotIndex {
         sealed
     }
 
-    /// Forgets what died in `commit` or before, some of it at a time.
+    /// Whether something died in `commit` or before that is not forgotten.
+    pub(super) fn remembers(&self, commit: u64) -> bool {
+        self.dead.front().is_some_and(|(died, _)| *died <= commit)
+    }
+
+    /// Forgets what died in `commit` or before, some of it at a time, but never less than what is
+    /// to be forgotten grows by.
     pub(super) fn forget(&mut self, commit: u64) {
-        for _ in 0..FORGET_AT_ONCE {
+        for _ in 0..FORGET_AT_ONCE.max(2 * std::mem::take(&mut self.stirred)) {
             if self.dead.front().is_none_or(|(died, _)| *died > commit) {
                 return;
             }
@@ -260,6 +272,35 @@ mod tests {
             },
         );
         prop::collection::vec(commit, 1..20)
+    }
+
+    #[test]
+    fn what_dies_is_forgotten_as_fast_as_it_comes() {
+        let mut index = HotIndex::default();
+        let keys = |commit: u64| (0..20_000u32).map(move |n| (commit << 32) | u64::from(n));
+        for commit in 1..20 {
+            let entry = |n: u64| Entry {
+                key: Key::from(n.to_be_bytes()),
+                offset: 0,
+                len: 4,
+            };
+            if commit > 1 {
+                for n in keys(commit - 1) {
+                    index.kill(commit - 1, Key::from(n.to_be_bytes()), commit);
+                }
+            }
+            index.insert(commit, keys(commit).map(entry).collect());
+            index.forget(commit);
+            assert!(
+                index.slots.len() <= 2 * 20_000,
+                "{} entries",
+                index.slots.len()
+            );
+        }
+        while index.remembers(20) {
+            index.forget(20);
+        }
+        assert_eq!(index.slots.len(), 20_000);
     }
 
     proptest! {

@@ -55,6 +55,26 @@ pub(super) fn chunk_len(left: usize) -> usize {
 /// Up to this page size a chunk is not split to save space.
 const SMALL_PAGE: usize = 8 << 10;
 
+/// About how many bytes of the file a pack of `len` bytes takes with its directory: whole pages for
+/// what has pages of its own, twice its length for what shares one, since the tree's leaves are half
+/// full at worst.
+pub(super) fn space(len: usize, entries: &[Entry]) -> u64 {
+    let shared = |bytes: usize| 2 * bytes as u64;
+    let (mut left, mut pages) = (len, 0);
+    while left > 0 {
+        let taken = chunk_len(left);
+        let page = (taken + PACKED_PAGE - MAX_CHUNK_LEN).next_power_of_two();
+        pages += if page >= SMALL_PAGE / 2 {
+            page as u64
+        } else {
+            shared(taken)
+        };
+        left -= taken;
+    }
+    let keys: usize = entries.iter().map(|entry| entry.key.len()).sum();
+    pages + shared(HEAD_LEN + entries.len() * ENTRY_LEN + keys)
+}
+
 const CRC_LEN: usize = 4;
 const HEAD_LEN: usize = CRC_LEN + 4;
 const ENTRY_LEN: usize = 2 + 4 + 4;
@@ -187,6 +207,9 @@ mod tests {
                 left -= taken;
             }
             prop_assert!(pages <= total + total / 7 + SMALL_PAGE, "{} for {}", pages, total);
+            let space = space(total, &[]);
+            prop_assert!(space >= total as u64, "{} for {}", space, total);
+            prop_assert!(space <= (2 * total + 2 * SMALL_PAGE) as u64, "{} for {}", space, total);
         }
     }
 }

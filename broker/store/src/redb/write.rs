@@ -158,6 +158,19 @@ impl RedbEngine {
         oldest.map_or(self.sight.commit, |(commit, _)| *commit)
     }
 
+    /// Goes on forgetting what nobody can see any more, if there is time for it. Says whether there
+    /// is more of that.
+    fn forget(&mut self, idle: bool) -> bool {
+        let oldest = self.oldest_view();
+        let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
+        let remembers = index.remembers(oldest);
+        drop(index);
+        if idle && remembers {
+            self.take_over(self.sight.commit, |_| ());
+        }
+        remembers
+    }
+
     /// Brings the index to the state just committed. Views before it see none of the change.
     fn take_over(&mut self, commit: u64, change: impl FnOnce(&mut HotIndex)) {
         let oldest = self.oldest_view().min(commit);
@@ -174,6 +187,14 @@ impl RedbEngine {
             let segments = Arc::clone(&self.segments);
             Arc::new(View::new(database, sight, self.kills, index, segments)?)
         };
+        // While an old one is held, those between it and the last are of no interest.
+        while self
+            .views
+            .back()
+            .is_some_and(|(_, view)| view.strong_count() == 0)
+        {
+            self.views.pop_back();
+        }
         self.views.push_back((sight.commit, Arc::downgrade(&view)));
         self.sight = sight;
         self.shared.show(Some(view));
@@ -398,7 +419,7 @@ impl Engine for RedbEngine {
             self.weigh();
         }
         self.unlink();
-        Ok(!self.swept.is_empty())
+        Ok(!self.swept.is_empty() || self.forget(idle))
     }
 
     fn file_bytes(&self) -> u64 {
