@@ -3,7 +3,7 @@
 //! An error of the file is told once to whoever hit it and, as the shard's [`StopCause`], to
 //! everybody who comes later.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::batch::BatchRefused;
@@ -59,6 +59,20 @@ pub enum OpenError {
         /// What was found to be wrong.
         detail: String,
     },
+    /// There is no file, but there are segments of one. A new file would know none of them, and
+    /// segments that no row names are removed.
+    #[error(
+        "{} is missing, but {segments} segments are in {}: put the file back, or restore a backup, \
+         or move that directory away to begin anew", file.display(), directory.display()
+    )]
+    Missing {
+        /// The store file.
+        file: PathBuf,
+        /// Where its segments are.
+        directory: PathBuf,
+        /// How many there are.
+        segments: usize,
+    },
     /// The operating system refused.
     #[error("could not {action} {}: {source}", file.display())]
     Io {
@@ -75,13 +89,14 @@ pub enum OpenError {
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReadError {
-    /// The file is damaged here. The shard has stopped accepting writes.
+    /// The file is damaged here. If it is the store's own, the shard has stopped accepting writes;
+    /// if it is a segment, all that lies elsewhere goes on.
     #[error(
-        "{} is damaged at {space} key \"{}\" ({detail}): check the disk, then restore the file \
-         from a backup", file.display(), key.escape_ascii()
+        "{} is damaged at {space} key \"{}\" ({detail}): {}",
+        file.display(), key.escape_ascii(), mend(file)
     )]
     Corrupt {
-        /// The store file.
+        /// The store file, or the segment.
         file: PathBuf,
         /// The space that was read.
         space: Space,
@@ -106,6 +121,16 @@ pub enum ReadError {
         /// The store file.
         file: PathBuf,
     },
+}
+
+/// What to do about a damaged file. A segment can be given up without the rest of the store.
+fn mend(file: &Path) -> &'static str {
+    if file.extension().is_some_and(|extension| extension == "seg") {
+        "check the disk, then restore from a backup, or stop the broker and save what can be read \
+         of it with `millstream check --quarantine`"
+    } else {
+        "check the disk, then restore the file from a backup"
+    }
 }
 
 /// Why a shard no longer accepts writes. It stays so until the broker is restarted.

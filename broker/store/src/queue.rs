@@ -121,22 +121,32 @@ impl Gate {
         }
     }
 
-    /// As [`Gate::reserve`], once the engine has room for more records.
+    /// As [`Gate::reserve`], once the engine has room for more records. Whoever waits for the queue
+    /// meanwhile does so in order; those who wait for the engine go on in any.
     pub(crate) async fn reserve_append(
         self: Arc<Self>,
         bytes: usize,
     ) -> Result<Permit, CommitError> {
         let mut full = self.full.subscribe();
-        // The sender lives as long as this gate.
-        drop(full.wait_for(|full| !full || self.room.is_closed()).await);
-        self.reserve(bytes).await
+        loop {
+            // The sender lives as long as this gate.
+            drop(full.wait_for(|full| !full || self.room.is_closed()).await);
+            let permit = Arc::clone(&self).reserve(bytes).await?;
+            if !self.is_full() {
+                return Ok(permit);
+            }
+            // It became full while this waited for the queue. Room must not be held meanwhile:
+            // what makes the engine's room goes through the same queue.
+            drop(permit);
+        }
     }
 
     pub(crate) fn try_reserve_append(&self, bytes: usize) -> Result<Option<Permit>, CommitError> {
         if self.is_full() && !self.room.is_closed() {
             return Ok(None);
         }
-        self.try_reserve(bytes)
+        let permit = self.try_reserve(bytes)?;
+        Ok(permit.filter(|_| !self.is_full()))
     }
 
     pub(crate) fn try_reserve(&self, bytes: usize) -> Result<Option<Permit>, CommitError> {
@@ -303,6 +313,9 @@ fn take_group(jobs: &mut VecDeque<Job>) -> Vec<Job> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
+    use std::pin::Pin;
+    use std::task::{Context, Poll, Waker};
+
     use bytes::Bytes;
 
     use super::*;
@@ -360,6 +373,68 @@ mod tests {
         assert!(queue.gate.queued_bytes() > 100);
         drop(queue.next(None));
         assert_eq!(queue.gate.queued_bytes(), 0);
+    }
+
+    type Append = Pin<Box<dyn Future<Output = Result<Permit, CommitError>>>>;
+
+    fn poll(append: &mut Append) -> Poll<Result<Permit, CommitError>> {
+        append
+            .as_mut()
+            .poll(&mut Context::from_waker(Waker::noop()))
+    }
+
+    /// Appends that wait for the queue, and for the engine since it was full.
+    fn waiting_appends(gate: &Arc<Gate>) -> Vec<Append> {
+        let all = gate.try_reserve(usize::MAX).unwrap().unwrap();
+        let reserve = |_| Box::pin(Arc::clone(gate).reserve_append(100)) as Append;
+        let mut appends: Vec<Append> = (0..50).map(reserve).collect();
+        assert!(appends.iter_mut().all(|append| poll(append).is_pending()));
+        gate.set_full(true);
+        // Gives each of them its room in the queue.
+        drop(all);
+        appends
+    }
+
+    #[test]
+    fn who_waits_for_the_queue_is_not_let_in_once_it_is_full() {
+        let gate = Arc::new(Gate::new("test".into()));
+        let mut appends = waiting_appends(&gate);
+        for _ in 0..3 {
+            assert!(appends.iter_mut().all(|append| poll(append).is_pending()));
+            assert_eq!(gate.queued_bytes(), 0, "none of them holds room");
+        }
+        assert!(gate.try_reserve_append(100).unwrap().is_none());
+        assert!(gate.try_reserve(usize::MAX).unwrap().is_some());
+        gate.set_full(false);
+        let permits = appends.iter_mut().map(poll);
+        let permits: Vec<_> = permits.filter(|polled| polled.is_ready()).collect();
+        assert_eq!(permits.len(), appends.len());
+    }
+
+    #[test]
+    fn who_waits_though_it_was_let_into_the_queue_hears_of_the_end() {
+        let cause = StopCause::Corrupt {
+            detail: "test".into(),
+        };
+        for cause in [None, Some(cause)] {
+            let gate = Arc::new(Gate::new("test".into()));
+            let mut appends = waiting_appends(&gate);
+            // Half of them have seen that it is full, half have not.
+            assert!(appends.iter_mut().skip(25).all(|a| poll(a).is_pending()));
+            match &cause {
+                None => gate.close(),
+                Some(cause) => drop(gate.stop(cause.clone())),
+            }
+            gate.set_full(true);
+            for append in &mut appends {
+                match poll(append) {
+                    Poll::Ready(Err(CommitError::Closed)) => assert!(cause.is_none()),
+                    Poll::Ready(Err(CommitError::Stopped { .. })) => assert!(cause.is_some()),
+                    other => panic!("{other:?}"),
+                }
+            }
+            gate.try_reserve_append(1).unwrap_err();
+        }
     }
 
     #[test]

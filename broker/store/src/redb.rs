@@ -198,14 +198,15 @@ fn segment_directory(path: &Path) -> PathBuf {
 }
 
 impl RedbStore {
-    /// Opens the store at `path`, creating it if there is no file; its segments lie in a directory
-    /// of the same name that ends in `.segments`. Blocking: after a crash it reads the whole file.
-    /// A file of format 1 is brought to format 2 first, which moves every record once, needs as
-    /// much free space as they take, and cannot be undone; what it was interrupted in, the next
-    /// opening finishes.
+    /// Opens the store at `path`, creating it if there is neither a file nor a segment; its
+    /// segments lie in a directory of the same name that ends in `.segments`. Blocking: after a
+    /// crash it reads the whole file. A file of format 1 is brought to format 2 first, which moves
+    /// every record once, needs as much free space as they take, and cannot be undone; what it was
+    /// interrupted in, the next opening finishes.
     ///
     /// # Errors
-    /// If the file is in use, of another version, damaged, or not a store; see [`OpenError`].
+    /// If the file is in use, of another version, damaged, not a store, or missing though its
+    /// segments are there; see [`OpenError`].
     pub fn open(path: impl AsRef<Path>, config: &RedbConfig) -> Result<Self, OpenError> {
         let path = path.as_ref();
         let watch = Stopwatch::start();
@@ -244,7 +245,7 @@ impl RedbStore {
         let name = name.into();
         let watch = Stopwatch::start();
         let meter = Arc::default();
-        let database = open::open_backend(backend, &name, config, &meter, &migrate::KNOWN)?;
+        let database = open::open_backend_with(backend, &*files, &name, config, &meter)?;
         let store = Self::start(name, database, files, config, meter)?;
         store.shared.meter.opened(watch.elapsed());
         Ok(store)

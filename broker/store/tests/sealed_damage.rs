@@ -214,6 +214,88 @@ fn the_newest_records_are_found_though_what_lies_below_them_is_damaged() {
     assert!(!is_stopped(&store));
 }
 
+/// Hot records that come before damaged ones are served, whichever way they are read.
+#[test]
+fn what_comes_before_damage_is_served() {
+    let machine = sealed();
+    for number in machine.segments() {
+        machine.files.truncate(number, 10);
+    }
+    let store = machine.open(&still());
+    let (first, last) = (script::key(0, 0, 7), script::key(3, 0, 7));
+    let mut batch = WriteBatch::new();
+    for key in [&first, &last] {
+        batch.put(Space::Records, key.clone(), &b"hot"[..]);
+    }
+    commit(&store, batch).unwrap();
+    let snapshot = store.snapshot().unwrap();
+    let (start, end) = (Key::from([0]), Key::from([0xFF; 20]));
+    for limit in [ScanLimit::ONE, ScanLimit::rows(10)] {
+        for (direction, key) in [(Direction::Forward, &first), (Direction::Backward, &last)] {
+            let page = snapshot
+                .scan(Space::Records, &start..&end, direction, limit)
+                .unwrap();
+            let found: Vec<_> = page.rows.iter().map(|row| &row.key).collect();
+            assert_eq!(found, [key], "{direction:?}");
+            assert!(page.more);
+        }
+        // Nothing comes before it here.
+        let behind = first.clone().push_bytes(&[0]);
+        for (range, direction) in [
+            (&behind[..]..&end[..], Direction::Forward),
+            (&start[..]..&last[..], Direction::Backward),
+        ] {
+            let error = snapshot
+                .scan(Space::Records, range, direction, limit)
+                .unwrap_err();
+            let numbers = machine.segments();
+            let is_named = numbers.iter().any(|&at| names(&machine, &error, at));
+            assert!(is_named, "{error}");
+        }
+    }
+    // The way the end of a log is read: one hot record of a partition, all others below it lost.
+    let newest = script::key(1, 2, APPENDS + 1);
+    let mut batch = WriteBatch::new();
+    batch.put(Space::Records, newest.clone(), &b"hot"[..]);
+    commit(&store, batch).unwrap();
+    let snapshot = store.snapshot().unwrap();
+    let all = record::range_all(1, 2);
+    let (all, direction) = (&all.start[..]..&all.end[..], Direction::Backward);
+    let page = snapshot.scan(Space::Records, all, direction, ScanLimit::ONE);
+    let page = page.unwrap();
+    assert_eq!((page.rows.len(), page.more), (1, true));
+    assert_eq!(page.rows[0].key, newest);
+    assert!(!is_stopped(&store));
+}
+
+#[test]
+fn an_error_says_once_what_happened_and_what_to_do() {
+    let machine = sealed();
+    let [number, gone] = *machine.segments().first_chunk().unwrap();
+    machine.files.flip(number, 0, 0xFF);
+    machine.files.truncate(number, 100);
+    machine.files.remove(gone).unwrap();
+    let store = machine.open(&still());
+    let snapshot = store.snapshot().unwrap();
+    for (number, parts) in [
+        (
+            number,
+            &["check the disk", "check --quarantine", "backup"][..],
+        ),
+        (
+            gone,
+            &["missing", "put it back", "check --quarantine", "backup"],
+        ),
+    ] {
+        let key = keys_of(&sealed(), number).pop_first().unwrap();
+        let text = snapshot.get(Space::Records, &key).unwrap_err().to_string();
+        let file = machine.files.path(number).display().to_string();
+        for part in parts.iter().copied().chain([&file[..]]) {
+            assert_eq!(text.matches(part).count(), 1, "{part}: {text}");
+        }
+    }
+}
+
 /// Rewriting passes over what it cannot read, says so, and goes on with the rest.
 #[test]
 fn a_damaged_segment_does_not_keep_others_from_being_rewritten() {

@@ -86,22 +86,31 @@ pub(super) fn scan(
         (Some(last), Direction::Forward) => range.start..last,
         (Some(last), Direction::Backward) => last..range.end,
     };
-    let (sealed, sealed_more) = sealed_rows(view, &range, direction, limit)?;
-    // Behind the last sealed record that fits there are more of them, before the hot ones.
-    let beyond = |key: &Key| match (sealed.last(), direction) {
-        (None, _) => true,
-        (Some(last), Direction::Forward) => *key > last.key,
-        (Some(last), Direction::Backward) => *key < last.key,
+    let (sealed, end) = sealed_rows(view, &range, direction, limit)?;
+    // What is hot comes only as far as nothing sealed that is not known can come before it. At the
+    // edge itself the hot one is the newer.
+    let kept = match (&end, direction) {
+        (None, _) => hot.len(),
+        (Some(end), Direction::Forward) => hot.partition_point(|(key, _)| *key <= end.edge),
+        (Some(end), Direction::Backward) => {
+            hot.partition_point(|(key, _)| successor(key) >= end.edge)
+        }
     };
-    let kept = if sealed_more {
-        hot.partition_point(|(key, _)| !beyond(key))
-    } else {
-        hot.len()
-    };
-    merged(view, (&hot[..kept], sealed), direction, limit).map(|mut page| {
-        page.more |= hot_more || sealed_more;
-        page
-    })
+    let mut page = merged(view, (&hot[..kept], sealed), direction, limit)?;
+    page.more |= hot_more || end.is_some();
+    match end.and_then(|end| end.fault) {
+        // What comes before what cannot be read is served: the error is for whoever asks for that.
+        Some(fault) if page.rows.is_empty() => Err(fault),
+        _ => Ok(page),
+    }
+}
+
+/// Why sealed records end before their range does.
+struct SealedEnd {
+    /// Those that are not known lie from here on; backward, before here.
+    edge: Key,
+    /// What is wrong with the next one, if it is not the limit.
+    fault: Option<Fault>,
 }
 
 /// The first hot records of `range`, as many as the limit takes, and whether there are more. No
@@ -128,34 +137,47 @@ fn hot_places(
     (places, more)
 }
 
-/// The first sealed records of `range`, as many as the limit takes, and whether there are more.
-/// Those before one that cannot be read are served: the error is for whoever asks for that one.
+/// The first sealed records of `range`: as many as the limit takes, and up to the first that cannot
+/// be read.
 fn sealed_rows(
     view: &View,
     range: &Range<&[u8]>,
     direction: Direction,
     limit: ScanLimit,
-) -> Result<(Vec<Row>, bool), Fault> {
-    let mut rows = Vec::new();
-    match gather_sealed(view, range, direction, limit, &mut rows) {
-        Ok(more) => Ok((rows, more)),
-        Err(Fault::Segment(_)) if !rows.is_empty() => Ok((rows, true)),
-        Err(fault) => Err(fault),
+) -> Result<(Vec<Row>, Option<SealedEnd>), Fault> {
+    let (mut rows, mut edge) = (Vec::new(), Key::default());
+    let fault = match gather_sealed(view, range, direction, limit, (&mut rows, &mut edge)) {
+        Ok(false) => return Ok((rows, None)),
+        Ok(true) => None,
+        Err(fault @ Fault::Segment(_)) => Some(fault),
+        Err(fault) => return Err(fault),
+    };
+    if let Some(Row { key, .. }) = rows.last() {
+        edge = match direction {
+            Direction::Forward => edge.max(key.clone()),
+            Direction::Backward => edge.min(key.clone()),
+        };
     }
+    Ok((rows, Some(SealedEnd { edge, fault })))
 }
 
-/// Adds them to `rows`; says whether there are more.
+/// Adds them to `rows`; says whether there are more. `edge` is where the last extent that was
+/// looked into begins, in the direction's order.
 fn gather_sealed(
     view: &View,
     range: &Range<&[u8]>,
     direction: Direction,
     limit: ScanLimit,
-    rows: &mut Vec<Row>,
+    (rows, edge): (&mut Vec<Row>, &mut Key),
 ) -> Result<bool, Fault> {
     let mut bytes = 0usize;
     for found in extents(view, range, direction)? {
         let (start, extent) = found?;
         let within = range.start.max(&start)..range.end.min(&extent.end);
+        *edge = Key::from(match direction {
+            Direction::Forward => within.start,
+            Direction::Backward => within.end,
+        });
         let segment = segment(view, extent.segment)?;
         let wanted = limit.bytes.saturating_sub(bytes);
         for row in segment.iter_range(within, direction).wanting(wanted) {

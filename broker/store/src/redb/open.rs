@@ -28,12 +28,12 @@ use super::meter::{Meter, Metered, SealedTotals};
 use super::write::begin;
 use super::{
     DIRECTORIES, ENGINE, EXTENTS, FLOOR, NEXT_SEGMENT, PACKS, Recovery, RedbConfig, SEGMENTS,
-    STORE_ID, TABLES, pack,
+    STORE_ID, TABLES, migrate, pack, segment_directory,
 };
 use crate::backup::StoreId;
 use crate::batch::Durability;
 use crate::error::OpenError;
-use crate::segment::{Files, SegmentError, StoredFile};
+use crate::segment::{DirFiles, Files, SegmentError, StoredFile};
 use crate::space::Space;
 use crate::writer::caught;
 
@@ -66,6 +66,16 @@ pub(super) fn open_file_of(
         Err(source) => return Err(io_error("look for", path, source)),
     };
     if !found {
+        let directory = segment_directory(path);
+        // Not made before the file: a file that cannot be created leaves nothing behind.
+        match std::fs::symlink_metadata(&directory) {
+            Ok(_) => {
+                let files = DirFiles::open(&directory).map_err(segment_error)?;
+                refuse_to_begin_beside(&files, path)?;
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(source) => return Err(io_error("look for", &directory, source)),
+        }
         create_file(path, config, meter)?;
     }
     let file = OpenOptions::new()
@@ -90,9 +100,44 @@ pub(super) fn open_file_of(
     open_existing(Metered::new(backend, meter), len, (path, config, formats))
 }
 
+/// Refuses to create the file `name` if there are segments already: they are those of a file that
+/// was lost, and the new one would have them removed.
+fn refuse_to_begin_beside(files: &dyn Files, name: &Path) -> Result<(), OpenError> {
+    let segment = files.path(0);
+    let directory = segment.parent().unwrap_or(&segment);
+    let found = files
+        .list()
+        .map_err(|source| io_error("list the segments in", directory, source))?;
+    if found.is_empty() {
+        return Ok(());
+    }
+    Err(OpenError::Missing {
+        file: name.to_owned(),
+        directory: directory.to_owned(),
+        segments: found.len(),
+    })
+}
+
+/// As [`open_backend`], for a store with its segments in `files`.
+pub(super) fn open_backend_with(
+    backend: impl StorageBackend,
+    files: &dyn Files,
+    name: &Path,
+    config: &RedbConfig,
+    meter: &Arc<Meter>,
+) -> Result<Database, OpenError> {
+    let len = backend
+        .len()
+        .map_err(|source| io_error("inspect", name, source))?;
+    if len == 0 {
+        refuse_to_begin_beside(files, name)?;
+    }
+    open_backend(backend, name, config, meter, &migrate::KNOWN)
+}
+
 /// Opens what is in `backend`, which may be of any of `formats`, or creates a store in it if it is
 /// empty.
-pub(super) fn open_backend(
+fn open_backend(
     backend: impl StorageBackend,
     name: &Path,
     config: &RedbConfig,

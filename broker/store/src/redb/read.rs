@@ -9,6 +9,7 @@
 //! has cached, at 1.6 to 2.9 GB/s: the kernel's copy into redb's page takes about half of the
 //! time, zeroing that page first a quarter, copying the value out less than a fifth.
 
+use std::io::ErrorKind;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -231,20 +232,51 @@ fn report_damage(gate: &Gate, space: Space, key: &[u8], detail: String) -> ReadE
 /// What is wrong with a sealed segment is the trouble of those who read it: what lies in others,
 /// and what is still to come, does not depend on it, so the shard goes on.
 fn report_segment(space: Space, key: &[u8], error: SegmentError) -> ReadError {
+    // Only what happened: the answer names the file and says what to do, and says it once.
+    let (file, detail) = match error {
+        SegmentError::Io {
+            action,
+            file,
+            source,
+        } => {
+            let detail = if source.kind() == ErrorKind::NotFound {
+                "it is missing: put it back, restore from a backup, or stop the broker and give it \
+                 up with `millstream check --quarantine`"
+                    .to_owned()
+            } else {
+                format!("{action}: {source}")
+            };
+            tracing::error!(file = %file.display(), detail, "a sealed segment cannot be read");
+            return ReadError::Io {
+                file,
+                space,
+                detail,
+            };
+        }
+        SegmentError::Damaged {
+            file,
+            offset,
+            detail,
+        } => (file, format!("{detail}, at byte {offset}")),
+        SegmentError::Version {
+            file,
+            found,
+            expected,
+        } => {
+            let detail = format!(
+                "it has format version {found}, and this version of Millstream reads {expected}; \
+                 if another version wrote it, run that one"
+            );
+            (file, detail)
+        }
+        SegmentError::Refused { file, refused } => (file, refused.to_string()),
+    };
+    let error = ReadError::Corrupt {
+        file,
+        space,
+        key: key.to_vec(),
+        detail,
+    };
     tracing::error!(%error, "a sealed segment cannot be read");
-    match error {
-        SegmentError::Io { ref file, .. } => ReadError::Io {
-            file: file.clone(),
-            space,
-            detail: error.to_string(),
-        },
-        SegmentError::Damaged { ref file, .. }
-        | SegmentError::Version { ref file, .. }
-        | SegmentError::Refused { ref file, .. } => ReadError::Corrupt {
-            file: file.clone(),
-            space,
-            key: key.to_vec(),
-            detail: error.to_string(),
-        },
-    }
+    error
 }

@@ -93,6 +93,68 @@ fn a_file_outlives_its_store() {
     );
 }
 
+/// A store of a few segments, closed.
+fn with_segments(store: &RedbStore) {
+    for key in ["a", "b"] {
+        commit(store, Durability::Sync, key, vec![7; 1000]);
+        store.seal_now();
+    }
+    store.close();
+}
+
+#[test]
+fn a_lost_file_is_not_made_anew_beside_its_segments() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("shard.redb");
+    let aside = directory.path().join("aside");
+    with_segments(&RedbStore::open(&path, &config()).unwrap());
+    std::fs::rename(&path, &aside).unwrap();
+    for _ in 0..2 {
+        let refused = RedbStore::open(&path, &config()).err().unwrap();
+        let text = refused.to_string();
+        assert!(
+            matches!(&refused, OpenError::Missing { file, segments: 2, .. } if *file == path),
+            "{text}"
+        );
+        for part in ["shard.segments", "put the file back", "backup", "move"] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        assert!(!path.exists());
+    }
+    std::fs::rename(&aside, &path).unwrap();
+    let store = RedbStore::open(&path, &config()).unwrap();
+    assert_eq!(value(&store, "a").unwrap(), vec![7; 1000]);
+    drop(store);
+
+    // As the error says.
+    std::fs::remove_file(&path).unwrap();
+    std::fs::rename(segment_directory(&path), &aside).unwrap();
+    let store = RedbStore::open(&path, &config()).unwrap();
+    assert_eq!(value(&store, "a"), None);
+    drop(store);
+    // What nothing was sealed of can be begun anew.
+    std::fs::remove_file(&path).unwrap();
+    RedbStore::open(&path, &config()).unwrap();
+}
+
+#[test]
+fn a_lost_backend_is_not_made_anew_beside_its_segments() {
+    let files = Arc::new(FaultFiles::new());
+    let open = |disk: &FaultDisk| {
+        let files = Arc::<FaultFiles>::clone(&files);
+        RedbStore::open_with(disk.backend(), files, "disk", &config())
+    };
+    let disk = FaultDisk::new();
+    with_segments(&open(&disk).unwrap());
+    let refused = open(&FaultDisk::new()).err().unwrap();
+    assert!(
+        matches!(refused, OpenError::Missing { segments: 2, .. }),
+        "{refused}"
+    );
+    let store = open(&disk).unwrap();
+    assert_eq!(value(&store, "b").unwrap(), vec![7; 1000]);
+}
+
 #[test]
 fn a_file_has_one_user() {
     let directory = tempfile::tempdir().unwrap();
