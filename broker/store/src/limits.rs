@@ -64,6 +64,12 @@ pub(crate) const MAX_CHUNK_LEN: usize = PACKED_PAGE - PAGE_OVERHEAD - CHUNK_KEY_
 /// of [`MAX_VALUE_LEN`] on top, places within it are counted in 32 bits.
 pub(crate) const PACK_BYTES: usize = 64 << 20;
 
+/// Length that a new hot file is given at once: what a small broker's newest records take.
+pub(crate) const ALLOTTED_BYTES: u64 = 16 << 20;
+
+/// Bytes of that which are written at once: whole pages of the engine.
+pub(crate) const ALLOT_STEP: usize = 64 << 10;
+
 /// What the hot file is allowed to take on the disk, in bytes, if nothing else is configured.
 pub const DEFAULT_HOT_BYTES: u64 = 512 << 20;
 
@@ -84,6 +90,14 @@ pub(crate) const HOT_ENTRIES: usize = 128 << 10;
 
 /// About how many bytes of packs become one segment. They are in memory while they are sorted.
 pub(crate) const SEGMENT_BYTES: u64 = 16 << 20;
+
+/// Distinct runs of keys, each of which becomes an extent, from which on a segment is closed,
+/// however small it is: they become rows in one commit, for which others wait.
+pub(crate) const SEAL_RUNS: usize = 4096;
+
+/// Segments that may be sealed in a row before others are rewritten, if some are to be. Only one
+/// once most of what segments hold is unwanted.
+pub(crate) const SEALS_IN_A_ROW: u32 = 4;
 
 /// A segment that is being written is synced whenever so many bytes have been added.
 pub(crate) const SEAL_SYNC_BYTES: u64 = 4 << 20;

@@ -330,7 +330,7 @@ impl RedbStore {
         for _ in 0..SEALS_BEFORE_BACKUP {
             let unsealed = |view: Arc<view::View>| view.indexed(|index, _| index.occupied());
             let unsealed = self.shared.view().map_or(0, unsealed);
-            let in_vain = self.gate.stopped().is_some() || self.desk.trouble().is_some();
+            let in_vain = self.gate.stopped().is_some() || self.desk.seals_in_vain();
             if unsealed < self.segment_bytes || in_vain {
                 return;
             }

@@ -163,6 +163,14 @@ fn nobody_notices_when_a_segment_cannot_be_removed() {
     sweep_segments(FileOperation::Remove, FULL);
 }
 
+/// What cannot be read for once is not given up: it is rewritten later.
+#[test]
+fn nobody_but_a_reader_notices_when_a_segment_cannot_be_read_for_once() {
+    let once = Effect::Fail(ErrorKind::Other);
+    sweep_segments(FileOperation::Open, once);
+    sweep_segments(FileOperation::Read, once);
+}
+
 /// A disk that dies for good under the segments: sealing ends, everything else goes on.
 #[test]
 fn a_dead_segment_disk_loses_nothing_and_stops_nothing() {
@@ -370,6 +378,8 @@ fn appends_wait_for_a_full_disk_and_go_on_when_there_is_room() {
         trouble.contains("memory/") && trouble.contains("no space left"),
         "{trouble}"
     );
+    let advice = "appends wait once the hot file is full: free space on that disk";
+    assert!(trouble.ends_with(advice), "{trouble}");
     let mut append = store.reserve_append(100);
     assert!(poll(&mut append).is_pending());
     assert!(
@@ -402,6 +412,46 @@ fn what_is_deleted_makes_room_for_appends_too() {
     }
     block_on(append).unwrap();
     assert_eq!(machine.segments(), []);
+}
+
+/// Segments that are not wanted any more go once their last reader has, though sealing fails all
+/// the while for want of their space, and nobody commits anything.
+#[test]
+fn what_a_reader_has_kept_makes_room_for_appends_too() {
+    let machine = Machine::new();
+    let store = machine.open(&tiny());
+    for number in 1..=4 {
+        commit(&store, batch(number)).unwrap();
+    }
+    while store.stats().storage.unsealed_bytes > 0 {
+        store.seal_now();
+    }
+    machine
+        .files
+        .set_capacity(usize::try_from(machine.segment_bytes()).unwrap());
+    let mut number = 4;
+    while !matches!(store.try_reserve_append(1), Ok(None)) {
+        number += 1;
+        commit(&store, batch(number)).unwrap();
+        assert!(number < APPENDS, "it never was full");
+    }
+    let snapshot = store.snapshot().unwrap();
+    let mut batch = WriteBatch::new();
+    for key in script::after(4).into_keys() {
+        batch.delete(Space::Records, key);
+    }
+    commit(&store, batch).unwrap();
+    let is_swept = || {
+        let figures = store.stats().storage;
+        figures.hot_bytes == figures.unsealed_bytes
+    };
+    wait_until("the end of the sweep", is_swept);
+    store.seal_now();
+    assert!(store.trouble().is_some());
+    let mut append = store.reserve_append(100);
+    assert!(poll(&mut append).is_pending());
+    drop(snapshot);
+    wait_until("room", || poll(&mut append).is_ready());
 }
 
 #[test]

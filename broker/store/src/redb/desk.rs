@@ -60,6 +60,10 @@ struct Papers {
     wanted: bool,
     /// Something was cut out of segments.
     cut: bool,
+    /// How often was sealed since segments were last looked through for what is unwanted.
+    seals: u32,
+    /// How long they are not to be looked through, because that has failed.
+    rewrite_pause: Duration,
     job: Option<SealJob>,
     unlink: Vec<u64>,
     /// The writer wants to look after a while whether more can be unlinked.
@@ -70,7 +74,38 @@ struct Papers {
     closing: bool,
     /// The sealer has ended: because of that, or because the shard has stopped.
     gone: bool,
-    trouble: Option<String>,
+    /// What keeps records from being sealed, and segments from being rewritten.
+    sealing_trouble: Option<String>,
+    rewriting_trouble: Option<String>,
+}
+
+impl Papers {
+    /// What comes first of what there is to do. Sealing goes before rewriting, because appends
+    /// wait for it, but while there is always something to seal, segments are looked through after
+    /// `most_seals` of them: or what is unwanted in them would have no bound.
+    fn pick(&mut self, most_seals: u32) -> Option<Errand> {
+        if !self.unlink.is_empty() {
+            return Some(Errand::Unlink(std::mem::take(&mut self.unlink)));
+        }
+        let may_rewrite = self.cut && self.rewrite_pause.is_zero();
+        if self.wanted && !(may_rewrite && self.seals >= most_seals) {
+            self.wanted = false;
+            self.seals = self.seals.saturating_add(1);
+            // About what it takes, at least.
+            self.waited(PATIENCE);
+            return Some(Errand::Seal(self.asked));
+        }
+        if may_rewrite {
+            self.cut = false;
+            self.seals = 0;
+            return Some(Errand::Rewrite);
+        }
+        None
+    }
+
+    fn waited(&mut self, time: Duration) {
+        self.rewrite_pause = self.rewrite_pause.saturating_sub(time);
+    }
 }
 
 /// Where the writer and the sealer leave word for each other.
@@ -111,8 +146,18 @@ impl Desk {
 
     /// The writer: records were cut out of segments.
     pub(super) fn cut(&self) {
-        self.lock().cut = true;
-        self.wake.notify_all();
+        let mut papers = self.lock();
+        if !papers.cut {
+            papers.cut = true;
+            self.wake.notify_all();
+        }
+    }
+
+    /// The sealer: segments are to be looked through again, but not before `pause` is over.
+    pub(super) fn cut_later(&self, pause: Duration) {
+        let mut papers = self.lock();
+        papers.cut = true;
+        papers.rewrite_pause = pause;
     }
 
     /// The writer: nobody reads these any more.
@@ -149,16 +194,19 @@ impl Desk {
         self.lock().job = Some(job);
     }
 
-    /// The sealer: an errand is done, or has failed, with it the calls of [`Desk::seal_now`] up to
-    /// `call`; and what is wrong now.
-    pub(super) fn done(&self, call: Option<u64>, trouble: Option<String>) {
+    /// The sealer: something is sealed, or could not be, with it the calls of [`Desk::seal_now`] up
+    /// to `call`; and what is wrong now.
+    pub(super) fn sealed(&self, call: u64, trouble: Option<String>) {
         let mut papers = self.lock();
-        papers.trouble = trouble;
-        if let Some(call) = call {
-            papers.answered = call;
-        }
+        papers.sealing_trouble = trouble;
+        papers.answered = call;
         drop(papers);
         self.wake.notify_all();
+    }
+
+    /// The sealer: what keeps segments from being rewritten now.
+    pub(super) fn rewritten(&self, trouble: Option<String>) {
+        self.lock().rewriting_trouble = trouble;
     }
 
     /// Whether the store is closing.
@@ -166,39 +214,43 @@ impl Desk {
         self.lock().closing
     }
 
-    /// Why sealing does not get on, if it does not.
+    /// Why sealing or rewriting does not get on, if it does not.
     pub(super) fn trouble(&self) -> Option<String> {
-        self.lock().trouble.clone()
+        let papers = self.lock();
+        let trouble = papers.sealing_trouble.as_ref();
+        trouble.or(papers.rewriting_trouble.as_ref()).cloned()
     }
 
-    /// The sealer: waits for something to do; `stopped` says whether the shard has stopped.
-    pub(super) fn next(&self, stopped: impl Fn() -> bool) -> Errand {
+    /// Whether the last attempt to seal has failed.
+    pub(super) fn seals_in_vain(&self) -> bool {
+        self.lock().sealing_trouble.is_some()
+    }
+
+    /// The sealer: waits for something to do; `most_seals` says how often it may seal before
+    /// segments are looked through, `stopped` whether the shard has stopped.
+    pub(super) fn next(&self, most_seals: impl Fn() -> u32, stopped: impl Fn() -> bool) -> Errand {
         let mut papers = self.lock();
         loop {
             if papers.closing || stopped() {
                 return Errand::Close;
             }
-            if !papers.unlink.is_empty() {
-                return Errand::Unlink(std::mem::take(&mut papers.unlink));
+            if let Some(errand) = papers.pick(most_seals()) {
+                return errand;
             }
-            if std::mem::take(&mut papers.wanted) {
-                return Errand::Seal(papers.asked);
-            }
-            if std::mem::take(&mut papers.cut) {
-                return Errand::Rewrite;
-            }
-            if papers.remind {
-                let woken = self.wake.wait_timeout(papers, PATIENCE);
-                let (guard, waited) = woken.unwrap_or_else(PoisonError::into_inner);
-                papers = guard;
-                if waited.timed_out() {
-                    papers.remind = false;
-                    return Errand::Remind;
-                }
+            if !papers.remind && !papers.cut {
+                let woken = self.wake.wait(papers);
+                papers = woken.unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
-            let woken = self.wake.wait(papers);
-            papers = woken.unwrap_or_else(PoisonError::into_inner);
+            let woken = self.wake.wait_timeout(papers, PATIENCE);
+            let (guard, waited) = woken.unwrap_or_else(PoisonError::into_inner);
+            papers = guard;
+            if waited.timed_out() {
+                papers.waited(PATIENCE);
+                if std::mem::take(&mut papers.remind) {
+                    return Errand::Remind;
+                }
+            }
         }
     }
 
@@ -208,6 +260,77 @@ impl Desk {
         let has_time = |papers: &mut Papers| {
             !papers.closing && papers.asked == papers.answered && papers.unlink.is_empty()
         };
-        drop(self.wake.wait_timeout_while(self.lock(), pause, has_time));
+        let rested = self.wake.wait_timeout_while(self.lock(), pause, has_time);
+        let (mut papers, rested) = rested.unwrap_or_else(PoisonError::into_inner);
+        if rested.timed_out() {
+            papers.waited(pause);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is done in turn while there is always something to seal and something unwanted: `S`
+    /// for a seal, `R` for a look through the segments.
+    fn turns(papers: &mut Papers, most_seals: u32, number: usize) -> String {
+        let turn = |_| {
+            papers.wanted = true;
+            papers.cut = true;
+            match papers.pick(most_seals) {
+                Some(Errand::Seal(_)) => 'S',
+                Some(Errand::Rewrite) => 'R',
+                _ => '?',
+            }
+        };
+        (0..number).map(turn).collect()
+    }
+
+    #[test]
+    fn rewriting_has_its_turn_while_there_is_always_something_to_seal() {
+        let mut papers = Papers::default();
+        assert_eq!(turns(&mut papers, 4, 11), "SSSSRSSSSRS");
+        assert_eq!(turns(&mut papers, 1, 4), "RSRS");
+    }
+
+    #[test]
+    fn rewriting_that_has_failed_does_not_hold_up_sealing() {
+        let mut papers = Papers {
+            rewrite_pause: 6 * PATIENCE,
+            ..Papers::default()
+        };
+        assert_eq!(turns(&mut papers, 4, 8), "SSSSSSRS");
+        // Nor is it forgotten when nothing is to be sealed.
+        papers.wanted = false;
+        papers.rewrite_pause = PATIENCE;
+        assert!(papers.pick(4).is_none());
+        papers.waited(PATIENCE);
+        assert!(matches!(papers.pick(4), Some(Errand::Rewrite)));
+    }
+
+    #[test]
+    fn files_are_removed_before_anything_else() {
+        let mut papers = Papers {
+            wanted: true,
+            cut: true,
+            unlink: vec![7],
+            ..Papers::default()
+        };
+        assert!(matches!(papers.pick(1), Some(Errand::Unlink(numbers)) if numbers == [7]));
+        assert!(matches!(papers.pick(1), Some(Errand::Seal(0))));
+    }
+
+    #[test]
+    fn trouble_of_rewriting_is_told_but_is_none_of_sealing() {
+        let desk = Desk::default();
+        desk.rewritten(Some("rewriting".into()));
+        assert_eq!(desk.trouble().as_deref(), Some("rewriting"));
+        assert!(!desk.seals_in_vain());
+        desk.sealed(0, Some("sealing".into()));
+        assert_eq!(desk.trouble().as_deref(), Some("sealing"));
+        assert!(desk.seals_in_vain());
+        desk.sealed(0, None);
+        assert_eq!(desk.trouble().as_deref(), Some("rewriting"));
     }
 }

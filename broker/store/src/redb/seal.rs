@@ -14,6 +14,7 @@
 //! The same thread rewrites segments of which little is wanted any more, and unlinks files.
 
 use std::collections::{BTreeMap, HashSet};
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
@@ -22,7 +23,7 @@ use ::redb::{Error as RedbError, StorageError};
 
 use super::Shared;
 use super::desk::{Desk, Errand, PATIENCE, SealJob, What};
-use super::extent::{Extent, SegmentRow};
+use super::extent::{Extent, SegmentRow, run_of};
 use super::merge;
 use super::pack;
 use super::read::Fault;
@@ -31,7 +32,8 @@ use super::view::View;
 use super::write::stop_cause;
 use crate::batch::Key;
 use crate::error::StopCause;
-use crate::limits::{GARBAGE_SHARE, SEAL_SYNC_BYTES, TRAILER_LEN};
+use crate::figures::StorageFigures;
+use crate::limits::{GARBAGE_SHARE, SEAL_RUNS, SEAL_SYNC_BYTES, SEALS_IN_A_ROW, TRAILER_LEN};
 use crate::queue::Queue;
 use crate::segment::{SegmentError, SegmentWriter, Segments, Summary};
 use crate::space::Space;
@@ -87,6 +89,67 @@ pub(super) struct Sealer {
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
+/// What has failed of late, and how long to wait if it does again.
+struct Setbacks {
+    seal_pause: Duration,
+    rewrite_pause: Duration,
+    /// Why the last rewriting has failed.
+    rewriting: Option<String>,
+}
+
+impl Default for Setbacks {
+    fn default() -> Self {
+        Self {
+            seal_pause: FIRST_PAUSE,
+            rewrite_pause: FIRST_PAUSE,
+            rewriting: None,
+        }
+    }
+}
+
+/// What has become of a rewriting.
+enum Rewritten {
+    /// Little is unwanted.
+    NothingDue,
+    /// There may be more.
+    Moved,
+    /// All that was copied was cut meanwhile.
+    Outrun,
+}
+
+/// How many segments may be sealed in a row before others are rewritten.
+fn most_seals(figures: &StorageFigures) -> u32 {
+    if figures.garbage_bytes > figures.live_bytes {
+        1
+    } else {
+        SEALS_IN_A_ROW
+    }
+}
+
+/// What a person can do about it.
+fn remedy(error: &SealError) -> &'static str {
+    match error {
+        SealError::Segment(SegmentError::Io { source, .. })
+            if matches!(
+                source.kind(),
+                ErrorKind::StorageFull | ErrorKind::QuotaExceeded
+            ) =>
+        {
+            "free space on that disk"
+        }
+        _ => "look after that disk",
+    }
+}
+
+/// Whether it is no use to read a segment again.
+fn is_lasting(why: &SegmentError) -> bool {
+    match why {
+        SegmentError::Damaged { .. } | SegmentError::Version { .. } => true,
+        SegmentError::Io { source, .. } => source.kind() == ErrorKind::NotFound,
+        _ => false,
+    }
+}
+
 impl Sealer {
     /// Runs until the store is closed or its shard has stopped.
     pub(super) fn run(mut self) {
@@ -105,60 +168,112 @@ impl Sealer {
     }
 
     fn work(&mut self) {
-        let mut pause = FIRST_PAUSE;
-        let (mut sealing, mut rewriting) = (None, None);
+        let mut setbacks = Setbacks::default();
         loop {
             let stopped = || self.queue.gate.stopped().is_some();
-            let errand = self.desk.next(stopped);
-            let done = match errand {
+            let most_seals = || most_seals(&self.shared.meter.read());
+            let failed = match self.desk.next(most_seals, stopped) {
                 Errand::Close => return,
                 Errand::Unlink(numbers) => {
                     self.unreadable
                         .retain(|number, _| !numbers.contains(number));
                     unlink(&self.segments, numbers);
-                    continue;
+                    self.tell_of_rewriting(&setbacks);
+                    None
                 }
                 Errand::Remind => {
                     self.queue.nudge();
-                    continue;
+                    None
                 }
-                Errand::Seal(_) => self.seal(),
-                Errand::Rewrite => self.rewrite(),
+                Errand::Seal(call) => self.try_to_seal(call, &mut setbacks),
+                Errand::Rewrite => self.try_to_rewrite(&mut setbacks),
             };
-            if let Err(error) = &done
-                && let Some(cause) = self.fatal(error)
-            {
-                self.queue.gate.stop(cause);
-            }
-            let trouble = match &done {
-                Ok(()) => None,
-                Err(SealError::Closing) => return,
-                Err(_) if self.is_over() => return,
-                Err(error) => Some(error.to_string()),
-            };
-            let call = if let Errand::Seal(call) = errand {
-                sealing = trouble;
-                Some(call)
-            } else {
-                rewriting = trouble;
-                None
-            };
-            let trouble = sealing.as_ref().or(rewriting.as_ref());
-            let trouble = trouble.or(self.unreadable.values().next());
-            self.desk.done(call, trouble.cloned());
-            match done {
-                Ok(()) => pause = FIRST_PAUSE,
-                Err(error) => {
-                    self.report(&error, pause);
-                    self.desk.rest(pause);
-                    pause = (pause * 2).min(LONGEST_PAUSE);
-                    match errand {
-                        Errand::Rewrite => self.desk.cut(),
-                        _ => self.desk.want(),
-                    }
-                }
+            if failed.is_some_and(|error| matches!(error, SealError::Closing) || self.is_over()) {
+                return;
             }
         }
+    }
+
+    /// Seals, or waits a little if it cannot be done. Returns the error.
+    fn try_to_seal(&mut self, call: u64, setbacks: &mut Setbacks) -> Option<SealError> {
+        let Err(error) = self.seal() else {
+            setbacks.seal_pause = FIRST_PAUSE;
+            self.desk.sealed(call, None);
+            return None;
+        };
+        if self.is_final(&error) {
+            return Some(error);
+        }
+        let (file, pause) = (self.queue.gate.file.display(), setbacks.seal_pause);
+        tracing::error!(
+            %file, %error, ?pause,
+            "sealing does not get on; appends wait once the hot file is full"
+        );
+        let trouble = format!(
+            "records cannot be sealed: {error}; this is tried again and again, and appends wait \
+             once the hot file is full: {}",
+            remedy(&error)
+        );
+        self.desk.sealed(call, Some(trouble));
+        self.desk.rest(pause);
+        setbacks.seal_pause = (pause * 2).min(LONGEST_PAUSE);
+        // Before it is tried again, the writer says which files can be removed: it may be their
+        // space that is lacking.
+        self.queue.nudge();
+        self.desk.want();
+        Some(error)
+    }
+
+    /// Rewrites, which is put off for a while if it cannot be done. Returns the error.
+    fn try_to_rewrite(&mut self, setbacks: &mut Setbacks) -> Option<SealError> {
+        let pause = setbacks.rewrite_pause;
+        let later = (pause * 2).min(LONGEST_PAUSE);
+        let done = self.rewrite();
+        setbacks.rewrite_pause = FIRST_PAUSE;
+        setbacks.rewriting = None;
+        let mut failed = None;
+        match done {
+            Ok(Rewritten::NothingDue) => {}
+            Ok(Rewritten::Moved) => self.desk.cut(),
+            Ok(Rewritten::Outrun) => {
+                setbacks.rewrite_pause = later;
+                self.desk.cut_later(pause);
+            }
+            Err(error) if self.is_final(&error) => return Some(error),
+            Err(error) => {
+                let file = self.queue.gate.file.display();
+                tracing::error!(%file, %error, ?pause, "segments cannot be rewritten");
+                if matches!(error, SealError::Unreadable { .. }) {
+                    // There may be others, and this one is not tried again.
+                    self.desk.cut();
+                } else {
+                    setbacks.rewriting = Some(format!(
+                        "the space of removed records cannot be given back: {error}; this is \
+                         tried again and again: {}",
+                        remedy(&error)
+                    ));
+                    setbacks.rewrite_pause = later;
+                    self.desk.cut_later(pause);
+                }
+                failed = Some(error);
+            }
+        }
+        self.tell_of_rewriting(setbacks);
+        failed
+    }
+
+    fn tell_of_rewriting(&self, setbacks: &Setbacks) {
+        let trouble = setbacks.rewriting.as_ref();
+        let trouble = trouble.or(self.unreadable.values().next());
+        self.desk.rewritten(trouble.cloned());
+    }
+
+    /// Whether nothing can be sealed or rewritten any more. Stops the shard if the error demands it.
+    fn is_final(&self, error: &SealError) -> bool {
+        if let Some(cause) = self.fatal(error) {
+            self.queue.gate.stop(cause);
+        }
+        matches!(error, SealError::Closing) || self.is_over()
     }
 
     /// Whether nothing can be committed any more.
@@ -177,14 +292,6 @@ impl Sealer {
             }),
             SealError::Segment(_) | SealError::Unreadable { .. } | SealError::Closing => None,
         }
-    }
-
-    fn report(&self, error: &SealError, pause: Duration) {
-        let file = self.queue.gate.file.display();
-        tracing::error!(
-            %file, %error, ?pause,
-            "sealing does not get on; appends wait once the hot file is full"
-        );
     }
 
     fn writer(&mut self) -> Result<SegmentWriter, SealError> {
@@ -223,17 +330,18 @@ impl Sealer {
             through,
             entries,
             kills,
-        })
+        })?;
+        Ok(())
     }
 
     /// Copies what is wanted of the emptiest segments into a new one, if much of all is unwanted.
-    fn rewrite(&mut self) -> Result<(), SealError> {
+    fn rewrite(&mut self) -> Result<Rewritten, SealError> {
         let Some(view) = self.shared.view() else {
             return Err(SealError::Closing);
         };
         let victims = self.victims(&view)?;
         if victims.is_empty() {
-            return Ok(());
+            return Ok(Rewritten::NothingDue);
         }
         let (mut writer, mut moved) = (None, Vec::new());
         for (start, extent) in extents_of(&view, &victims)? {
@@ -245,12 +353,16 @@ impl Sealer {
             });
         }
         drop(view);
-        self.desk.cut();
         let segment = match writer {
             Some(writer) => Some(writer.finish()?),
             None => None,
         };
-        self.submit(What::Extents { segment, moved })
+        let moved = self.submit(What::Extents { segment, moved })?;
+        Ok(if moved {
+            Rewritten::Moved
+        } else {
+            Rewritten::Outrun
+        })
     }
 
     /// Copies what an extent holds; says how many bytes of keys and values that is.
@@ -279,8 +391,11 @@ impl Sealer {
         Ok(bytes)
     }
 
-    /// Leaves segment `number` as it is from now on.
+    /// Leaves segment `number` as it is from now on, unless it may be readable later.
     fn give_up(&mut self, number: u64, why: SegmentError) -> SealError {
+        if !is_lasting(&why) {
+            return why.into();
+        }
         let error = SealError::Unreadable { number, why };
         self.unreadable.insert(number, error.to_string());
         error
@@ -321,7 +436,8 @@ impl Sealer {
     }
 
     /// Has the writer commit a finished segment; removes the file if that does not come to pass.
-    fn submit(&self, what: What) -> Result<(), SealError> {
+    /// Says whether it did.
+    fn submit(&self, what: What) -> Result<bool, SealError> {
         let number = what.number();
         if let What::Packs { segment, .. }
         | What::Extents {
@@ -351,7 +467,7 @@ impl Sealer {
         if !committed {
             unlink(&self.segments, number);
         }
-        Ok(())
+        Ok(committed)
     }
 }
 
@@ -367,6 +483,7 @@ type Oldest = (u64, Vec<(SealedEntry, Content)>, Vec<Vec<u8>>);
 /// The oldest packs that are not sealed: where they end, their entries by key, their bytes.
 fn oldest_packs(view: &View, wanted: u64) -> Result<Option<Oldest>, SealError> {
     let (mut entries, mut contents, mut bytes, mut through) = (Vec::new(), Vec::new(), 0, 0);
+    let mut runs: HashSet<Box<[u8]>> = HashSet::new();
     for row in view.directories()?.range(view.sight.floor..)? {
         let (number, row) = row?;
         let number = number.value();
@@ -388,12 +505,15 @@ fn oldest_packs(view: &View, wanted: u64) -> Result<Option<Oldest>, SealError> {
             };
             let bytes = entry.bytes();
             let key = entry.key;
+            if !runs.contains(run_of(&key)) {
+                runs.insert(run_of(&key).into());
+            }
             entries.push((SealedEntry { key, bytes }, place));
         }
         bytes += content.len() as u64;
         contents.push(content);
         through = number + 1;
-        if bytes >= wanted {
+        if bytes >= wanted || runs.len() >= SEAL_RUNS {
             break;
         }
     }
@@ -454,5 +574,84 @@ impl Paced {
 
     fn finish(self) -> Result<Summary, SegmentError> {
         self.writer.finish()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+    use crate::batch::WriteBatch;
+    use crate::fault::FaultDisk;
+    use crate::key::record::RecordKey;
+    use crate::redb::{RedbConfig, RedbStore};
+    use crate::store::Store;
+
+    fn io(kind: ErrorKind) -> SegmentError {
+        SegmentError::Io {
+            action: "read",
+            file: "a.seg".into(),
+            source: kind.into(),
+        }
+    }
+
+    #[test]
+    fn a_segment_is_given_up_only_for_what_lasts() {
+        assert!(!is_lasting(&io(ErrorKind::Other)));
+        assert!(!is_lasting(&io(ErrorKind::StorageFull)));
+        assert!(is_lasting(&io(ErrorKind::NotFound)));
+        assert!(is_lasting(&SegmentError::Damaged {
+            file: "a.seg".into(),
+            offset: 0,
+            detail: String::new(),
+        }));
+    }
+
+    #[test]
+    fn the_remedy_for_a_full_disk_is_space() {
+        let full = remedy(&io(ErrorKind::StorageFull).into());
+        assert_eq!(full, "free space on that disk");
+        assert_ne!(full, remedy(&io(ErrorKind::PermissionDenied).into()));
+    }
+
+    #[test]
+    fn fewer_are_sealed_in_a_row_when_most_is_unwanted() {
+        let figures = |live_bytes, garbage_bytes| StorageFigures {
+            live_bytes,
+            garbage_bytes,
+            ..StorageFigures::default()
+        };
+        assert_eq!(most_seals(&figures(50, 50)), SEALS_IN_A_ROW);
+        assert_eq!(most_seals(&figures(49, 51)), 1);
+    }
+
+    #[test]
+    fn one_segment_holds_a_bounded_number_of_runs() {
+        let disk = FaultDisk::new();
+        let store =
+            RedbStore::open_with_backend(disk.backend(), "test", &RedbConfig::default()).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        // Each a pack of its own.
+        let per_pack = u32::try_from(SEAL_RUNS / 2).unwrap();
+        for pack in 0..3 {
+            let mut batch = WriteBatch::new();
+            for partition in 0..per_pack {
+                let key = RecordKey {
+                    topic: 1,
+                    partition: pack * per_pack + partition,
+                    base_offset: 0,
+                };
+                batch.put(Space::Records, key.encode(), vec![7; 80]);
+            }
+            runtime.block_on(store.commit(batch)).unwrap();
+        }
+        let all = store.stats().storage.unsealed_bytes;
+        store.seal_now();
+        let left = store.stats().storage.unsealed_bytes;
+        assert!(left > 0 && left <= all / 3, "{left} of {all}");
+        store.seal_now();
+        assert_eq!(store.stats().storage.unsealed_bytes, 0);
     }
 }

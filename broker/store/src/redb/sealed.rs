@@ -219,27 +219,32 @@ impl<'t> SealedTables<'t> {
         Ok(())
     }
 
-    /// Moves extents to the new segment (number and length of its file), if all of them stand as
-    /// they stood. Those in which nothing was found go. Says whether it was done.
+    /// Moves extents to the new segment (number and length of its file), as far as they stand as
+    /// they stood. Those in which nothing was found go; those that were cut stay where they are,
+    /// and their copies are nobody's. Says whether any stood: if none did, nothing has changed, and
+    /// the new segment is not wanted.
     pub(super) fn replace(
         &mut self,
         new: Option<(u64, u64)>,
         moved: &[Moved],
     ) -> Result<bool, WriteFault> {
-        for Moved { start, extent, .. } in moved {
-            let row = opened(self.extents.get(&start[..]))?;
-            let stands = row.is_some_and(|row| row.value() == extent.encode(start));
-            if !stands {
-                return Ok(false);
-            }
-        }
-        let (mut data_bytes, mut extents) = (0, 0);
+        let mut row = SegmentRow {
+            file_bytes: new.map_or(0, |(_, file_bytes)| file_bytes),
+            ..SegmentRow::default()
+        };
+        let mut any_stood = false;
         for Moved {
             start,
             extent,
             bytes,
         } in moved
         {
+            row.data_bytes += bytes;
+            let standing = opened(self.extents.get(&start[..]))?;
+            if standing.is_none_or(|standing| standing.value() != extent.encode(start)) {
+                continue;
+            }
+            any_stood = true;
             let old = self.segment(extent.segment)?;
             let left = SegmentRow {
                 live_bytes: old.live_bytes.saturating_sub(extent.bytes),
@@ -250,22 +255,18 @@ impl<'t> SealedTables<'t> {
             match new {
                 Some((number, _)) if *bytes > 0 => {
                     self.insert(start, &extent.end, number, *bytes)?;
-                    data_bytes += bytes;
-                    extents += 1;
+                    row.live_bytes += bytes;
+                    row.extents += 1;
                 }
                 _ => drop(opened(self.extents.remove(&start[..]))?),
             }
         }
-        if let Some((number, file_bytes)) = new {
-            let row = SegmentRow {
-                file_bytes,
-                data_bytes,
-                live_bytes: data_bytes,
-                extents,
-            };
+        if let Some((number, _)) = new
+            && any_stood
+        {
             self.set_segment(number, row)?;
         }
-        Ok(true)
+        Ok(any_stood)
     }
 }
 
@@ -292,5 +293,114 @@ pub(super) fn set_marks(
 pub(super) fn unlink(segments: &Arc<Segments>, numbers: impl IntoIterator<Item = u64>) {
     for number in numbers {
         segments.unlink(number);
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use ::redb::{Database, backends::InMemoryBackend};
+
+    use super::*;
+
+    const OLD: u64 = 1;
+    const NEW: (u64, u64) = (2, 500);
+
+    fn extent(segment: u64, end: u8, bytes: u64) -> Extent {
+        let end = Key::from([end]);
+        Extent {
+            segment,
+            end,
+            bytes,
+        }
+    }
+
+    fn moved(start: u8, extent: Extent, bytes: u64) -> Moved {
+        let start = Key::from([start]);
+        Moved {
+            start,
+            extent,
+            bytes,
+        }
+    }
+
+    /// Runs `work` on an old segment with extents of 100 bytes from 10 and 20 on, and one of 50
+    /// from 30 on, which is what a cut has left.
+    fn with_tables(work: impl FnOnce(&mut SealedTables<'_>)) {
+        let backend = InMemoryBackend::new();
+        let database = Database::builder().create_with_backend(backend).unwrap();
+        let transaction = database.begin_write().unwrap();
+        let mut tables = SealedTables::open(&transaction).unwrap();
+        for (start, end, bytes) in [(10, 15, 100), (20, 25, 100), (30, 33, 50)] {
+            tables.insert(&[start], &[end], OLD, bytes).unwrap();
+        }
+        let row = SegmentRow {
+            file_bytes: 400,
+            data_bytes: 300,
+            live_bytes: 250,
+            extents: 3,
+        };
+        tables.set_segment(OLD, row).unwrap();
+        work(&mut tables);
+    }
+
+    fn at(tables: &SealedTables<'_>, start: u8) -> Option<Extent> {
+        let row = tables.extents.get(&[start][..]).unwrap();
+        row.map(|row| Extent::decode(&[start], row.value()).unwrap())
+    }
+
+    #[test]
+    fn what_was_cut_meanwhile_stays_and_the_rest_moves() {
+        with_tables(|tables| {
+            let copies = [
+                moved(10, extent(OLD, 15, 100), 100),
+                // Found empty.
+                moved(20, extent(OLD, 25, 100), 0),
+                moved(30, extent(OLD, 35, 100), 90),
+                // Gone altogether.
+                moved(40, extent(OLD, 45, 100), 70),
+            ];
+            assert!(tables.replace(Some(NEW), &copies).unwrap());
+            assert_eq!(at(tables, 10), Some(extent(NEW.0, 15, 100)));
+            assert_eq!(at(tables, 20), None);
+            assert_eq!(at(tables, 30), Some(extent(OLD, 33, 50)));
+            assert_eq!(at(tables, 40), None);
+            let row = SegmentRow {
+                file_bytes: NEW.1,
+                data_bytes: 260,
+                live_bytes: 100,
+                extents: 1,
+            };
+            assert_eq!(tables.segment(NEW.0).unwrap(), row);
+            let left = tables.segment(OLD).unwrap();
+            assert_eq!((left.live_bytes, left.extents), (50, 1));
+            assert!(tables.emptied.is_empty());
+        });
+    }
+
+    #[test]
+    fn nothing_changes_if_nothing_stands() {
+        with_tables(|tables| {
+            let before = tables.segment(OLD).unwrap();
+            let copies = [moved(30, extent(OLD, 35, 100), 90)];
+            assert!(!tables.replace(Some(NEW), &copies).unwrap());
+            assert_eq!(tables.segment(OLD).unwrap(), before);
+            assert!(tables.segment(NEW.0).is_err());
+            assert!(tables.emptied.is_empty());
+        });
+    }
+
+    /// Its file goes the way of every segment that has become empty.
+    #[test]
+    fn a_new_segment_of_which_nothing_is_wanted_is_empty_at_once() {
+        with_tables(|tables| {
+            let copies = [
+                moved(20, extent(OLD, 25, 100), 0),
+                moved(30, extent(OLD, 35, 100), 90),
+            ];
+            assert!(tables.replace(Some(NEW), &copies).unwrap());
+            assert!(tables.segment(NEW.0).is_err());
+            assert_eq!(tables.emptied, [NEW.0]);
+        });
     }
 }
