@@ -289,10 +289,11 @@ async fn keep_retention(broker: Arc<Broker>) {
 }
 
 async fn keep_topic(topic: &Arc<Topic>, now_ms: i64, sweep: bool) -> Result<(), RetainError> {
-    retain(topic, now_ms).await?;
+    // Records that cannot be read do not keep producers from being forgotten.
+    let retained = retain(topic, now_ms).await;
     if sweep {
         let forgotten = expire_producers(topic, now_ms).await?;
         tracing::debug!(topic = %topic.name(), forgotten, "idle producers");
     }
-    Ok(())
+    retained.map(drop)
 }

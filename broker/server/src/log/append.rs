@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use millstream_proto::message::Placement;
 use millstream_proto::topic::Durability as Wanted;
-use millstream_proto::{Batch, Offset, PartitionId};
+use millstream_proto::{Batch, ErrorCode, Offset, PartitionId, TopicName};
 use millstream_store::key::partition::PartitionKey;
 use millstream_store::key::record::RecordKey;
 use millstream_store::{CommitError, Durability, Permit, Space, Store, WriteBatch};
@@ -68,6 +68,37 @@ pub fn durability(appends: &[Append]) -> Durability {
     }
 }
 
+/// Why records were not appended.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum AppendError {
+    /// The store does not take them.
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+    /// Nobody knows where the partition ends, so an append might take the place of records that
+    /// are there. Nothing was written.
+    #[error("not stored: topic {topic}, partition {partition} cannot be appended to: {why}")]
+    Unreadable {
+        /// The topic.
+        topic: TopicName,
+        /// The partition.
+        partition: PartitionId,
+        /// What could not be read, and what to do.
+        why: String,
+    },
+}
+
+impl AppendError {
+    /// What a peer is told it is.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::Commit(CommitError::Closed) => ErrorCode::ShuttingDown,
+            Self::Commit(CommitError::Refused(_)) => ErrorCode::Internal,
+            _ => ErrorCode::StorageStopped,
+        }
+    }
+}
+
 /// Room in the shard's queue.
 #[derive(Debug)]
 pub struct Ticket {
@@ -82,12 +113,23 @@ impl Ticket {
     /// room for more records if there are any. This is where a slow disk holds producers back.
     ///
     /// # Errors
-    /// When the shard has stopped or closed.
+    /// When the shard has stopped or closed, or nobody knows where one of the partitions ends.
     pub async fn reserve(
         store: &dyn Store,
         appends: &[Append],
         rows: &WriteBatch,
-    ) -> Result<Self, CommitError> {
+    ) -> Result<Self, AppendError> {
+        let shut = |a: &Append| {
+            let why = a.partition.unreadable()?.to_owned();
+            Some(AppendError::Unreadable {
+                topic: a.topic.name().clone(),
+                partition: a.partition(),
+                why,
+            })
+        };
+        if let Some(error) = appends.iter().find_map(shut) {
+            return Err(error);
+        }
         let batches: usize = appends
             .iter()
             .map(|a| a.batch.bytes().len() + ROW_BYTES)
@@ -109,8 +151,8 @@ impl Ticket {
     }
 }
 
-/// Assigns offsets and submits everything as one commit. `decide` sees the
-/// placements, in the order of `appends`, and adds its rows; `done` runs on the
+/// Assigns offsets and submits everything as one commit, with the ticket of the same
+/// `appends`. `decide` sees the placements, in the order of `appends`, and adds its rows; `done` runs on the
 /// store's writer thread once the commit is durable and consumers can see it.
 ///
 /// The partitions are locked from the first assignment until the submit, in one
@@ -184,12 +226,12 @@ fn show_committed(appends: Vec<Append>, placements: &[Placement]) {
 /// `appends`; no appends with some `rows` is fine.
 ///
 /// # Errors
-/// When it must not be acknowledged; see [`CommitError`].
+/// When it must not be acknowledged; see [`AppendError`].
 pub async fn append(
     store: &Arc<dyn Store>,
     appends: Vec<Append>,
     rows: WriteBatch,
-) -> Result<Vec<Placement>, CommitError> {
+) -> Result<Vec<Placement>, AppendError> {
     let ticket = Ticket::reserve(&**store, &appends, &rows).await?;
     let (sender, receiver) = oneshot::channel();
     let decide = |placements: &[Placement], _: &mut WriteBatch| placements.to_vec();
@@ -198,5 +240,5 @@ pub async fn append(
         drop(sender.send(result.map(|()| placements)));
     };
     submit(&**store, ticket, appends, rows, decide, done);
-    receiver.await.unwrap_or(Err(CommitError::Closed))
+    Ok(receiver.await.unwrap_or(Err(CommitError::Closed))?)
 }

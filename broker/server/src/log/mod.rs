@@ -16,9 +16,11 @@ mod tail;
 mod topic;
 
 #[cfg(test)]
+pub(crate) mod holed;
+#[cfg(test)]
 mod tests;
 
-pub use append::{Append, Ticket, append, durability, submit};
+pub use append::{Append, AppendError, Ticket, append, durability, submit};
 pub use partition::{Follow, Partition, Stored, TailRead};
 pub use producers::{Claim, KeepInMemory, ProducerRefused, ProducerStream, expire_producers};
 pub use read::ReadFault;

@@ -102,6 +102,8 @@ pub struct Partition {
     /// Readers that follow the end, for whom the newest batches stay in memory.
     followers: AtomicUsize,
     tails: TailBudget,
+    /// Why its end is not known, if it is not.
+    unreadable: Option<String>,
 }
 
 /// Keeps a partition's newest batches in memory while somebody reads them.
@@ -132,6 +134,7 @@ impl Partition {
         store: Arc<dyn Store>,
         tails: TailBudget,
         at: Applied,
+        unreadable: Option<String>,
     ) -> Arc<Self> {
         let durable = Durable {
             start: at.start,
@@ -148,6 +151,7 @@ impl Partition {
             durable,
             followers: AtomicUsize::new(0),
             tails,
+            unreadable,
         })
     }
 
@@ -161,6 +165,14 @@ impl Partition {
     #[must_use]
     pub fn topic_id(&self) -> u32 {
         self.topic
+    }
+
+    /// Why nothing is read from it, appended to it or removed from it: its newest records could
+    /// not be read when it was opened, so nobody knows where it ends. Its end, as far as it is
+    /// told, is then the offset up to which records were found.
+    #[must_use]
+    pub fn unreadable(&self) -> Option<&str> {
+        self.unreadable.as_deref()
     }
 
     /// First offset kept.
@@ -184,6 +196,10 @@ impl Partition {
     /// What the tail has at `from`, up to `max_bytes` but at least one batch. Never blocks.
     #[must_use]
     pub fn read_tail(&self, from: Offset, max_bytes: usize) -> TailRead {
+        if self.unreadable.is_some() {
+            // Whoever goes there is told why.
+            return TailRead::Older;
+        }
         let durable = locked(&self.durable);
         if from.0 < durable.start || from.0 > durable.end {
             return TailRead::OutOfRange {

@@ -105,6 +105,7 @@ impl Partition {
     /// See [`ReadFault`]; every batch is checked before it is returned, and none
     /// may be missing between two.
     pub fn read_store(&self, from: Offset, max_bytes: usize) -> Result<Vec<Stored>, ReadFault> {
+        self.check_readable()?;
         // The end first: whatever lies before it is in every later snapshot.
         let end = self.end();
         if from >= end {
@@ -162,6 +163,18 @@ impl Partition {
         match found.first() {
             Some(first) if first.end() > from => Ok(found),
             _ => self.gone_or_damaged(&*snapshot, from),
+        }
+    }
+
+    /// That it is known where the partition ends.
+    pub(super) fn check_readable(&self) -> Result<(), ReadFault> {
+        match self.unreadable() {
+            None => Ok(()),
+            Some(why) => Err(ReadFault::Damaged {
+                partition: self.id(),
+                offset: self.end(),
+                why: why.to_owned(),
+            }),
         }
     }
 

@@ -43,15 +43,33 @@ struct Cut {
 /// Removes what the topic's settings do not keep. Returns whether anything was removed.
 ///
 /// # Errors
-/// See [`RetainError`]; what was removed before stays removed.
+/// See [`RetainError`], the first there was: a partition that cannot be read does not keep the
+/// others from being looked at. What was removed stays removed.
 pub async fn retain(topic: &Arc<Topic>, now_ms: i64) -> Result<bool, RetainError> {
     let config = topic.config();
-    let mut any = false;
+    let (mut any, mut first) = (false, None);
     for partition in topic.partitions().iter() {
-        while let Some(cut) = find(partition, &config, now_ms).await? {
-            remove(topic, partition, cut).await?;
-            any = true;
+        if partition.unreadable().is_some() {
+            continue;
         }
+        match trim(topic, partition, &config, now_ms).await {
+            Ok(removed) => any |= removed,
+            Err(error) => drop(first.get_or_insert(error)),
+        }
+    }
+    first.map_or(Ok(any), Err)
+}
+
+async fn trim(
+    topic: &Arc<Topic>,
+    partition: &Arc<Partition>,
+    config: &Arc<TopicConfig>,
+    now_ms: i64,
+) -> Result<bool, RetainError> {
+    let mut any = false;
+    while let Some(cut) = find(partition, config, now_ms).await? {
+        remove(topic, partition, cut).await?;
+        any = true;
     }
     Ok(any)
 }

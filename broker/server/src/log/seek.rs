@@ -12,7 +12,7 @@ use crate::limits::{READ_CHUNK_BYTES, TIME_SEEKERS};
 
 /// Looking for a timestamp may read all there is: it must not take every turn at the store from
 /// those who read what they found.
-static SEEKING: Semaphore = Semaphore::const_new(TIME_SEEKERS);
+pub(super) static SEEKING: Semaphore = Semaphore::const_new(TIME_SEEKERS);
 
 /// The offset in `partition` that `at` means at this moment.
 ///
@@ -21,8 +21,9 @@ static SEEKING: Semaphore = Semaphore::const_new(TIME_SEEKERS);
 ///
 /// # Errors
 /// [`ReadFault::OutOfRange`] for an offset that is not there; otherwise when the
-/// store cannot be read.
+/// store cannot be read, or could not when the partition was opened.
 pub async fn seek(partition: &Arc<Partition>, at: StartAt) -> Result<Offset, ReadFault> {
+    partition.check_readable()?;
     let (start, end) = (partition.start(), partition.end());
     match at {
         StartAt::Earliest => Ok(start),

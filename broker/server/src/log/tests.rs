@@ -9,7 +9,11 @@ use millstream_store::key::lost::{LostKey, LostRow};
 use millstream_store::key::record::RecordKey;
 use millstream_store::{MemoryStore, Space, Store, WriteBatch};
 
+use super::seek::SEEKING;
 use super::*;
+use crate::limits::TIME_SEEKERS;
+
+mod unreadable;
 
 /// Timestamp of the batches that time is to remove.
 const OLD_MS: i64 = 1_000;
@@ -115,11 +119,13 @@ async fn a_timestamp_is_found_behind_what_retention_removes_meanwhile() {
     let beyond = StartAt::Timestamp(NEW_MS + 1);
     assert_eq!(seek(&partition, beyond).await.unwrap(), Offset(6));
 
+    // It has seen where the partition begins, and its turn to read comes after retention's.
+    let turns = SEEKING.acquire_many(TIME_SEEKERS as u32).await.unwrap();
     let seeking = seek(&partition, at);
     tokio::pin!(seeking);
-    // On its way: the first read is at the store.
     assert!(futures_util::poll!(&mut seeking).is_pending());
     retain(&topic, NEW_MS).await.unwrap();
+    drop(turns);
     assert_eq!(seeking.await.unwrap(), Offset(4));
     assert_eq!(partition.start(), Offset(4));
 }

@@ -44,10 +44,11 @@ impl std::fmt::Debug for Topic {
 
 impl Topic {
     /// Opens a topic and finds the ends of its partitions in the store; a new
-    /// topic has none there. Blocking.
+    /// topic has none there. A partition whose newest records lie where the store
+    /// cannot read stays shut, see [`Partition::unreadable`]. Blocking.
     ///
     /// # Errors
-    /// When the store cannot be read or a partition's last batch is damaged.
+    /// When the store cannot be read as a whole, or a partition's row makes no sense.
     pub fn open(
         id: u32,
         name: TopicName,
@@ -58,14 +59,14 @@ impl Topic {
         let snapshot = store.snapshot()?;
         let partitions = (0..config.partitions)
             .map(|p| {
-                let at = recover(&*snapshot, id, p)?;
-                Ok(Partition::new(
-                    id,
-                    PartitionId(p),
-                    Arc::clone(&store),
-                    tails.clone(),
-                    at,
-                ))
+                let mut at = counted(&*snapshot, id, p)?;
+                let unreadable = match recover(&*snapshot, id, p, &mut at) {
+                    Ok(()) => None,
+                    Err(error) => Some(shut(&*store, &name, p, error)?),
+                };
+                let (store, tails) = (Arc::clone(&store), tails.clone());
+                let p = PartitionId(p);
+                Ok(Partition::new(id, p, store, tails, at, unreadable))
             })
             .collect::<Result<Arc<[_]>, ReadError>>()?;
         drop(snapshot);
@@ -132,7 +133,7 @@ impl Topic {
             };
             let add = |p| {
                 let (store, tails) = (Arc::clone(&self.store), self.tails.clone());
-                Partition::new(self.id, PartitionId(p), store, tails, empty)
+                Partition::new(self.id, PartitionId(p), store, tails, empty, None)
             };
             let all = current
                 .partitions
@@ -199,8 +200,27 @@ impl Topic {
     }
 }
 
-/// Finds a partition's first and next offset, and how large it is.
-fn recover(snapshot: &dyn Snapshot, topic: u32, partition: u32) -> Result<Applied, ReadError> {
+/// What a partition that could not be opened answers, if the store is well but for that.
+fn shut(
+    store: &dyn Store,
+    topic: &TopicName,
+    partition: u32,
+    error: ReadError,
+) -> Result<String, ReadError> {
+    let is_over = matches!(error, ReadError::Closed { .. });
+    if is_over || store.health().borrow().cause().is_some() {
+        return Err(error);
+    }
+    let why = format!(
+        "{error}; restart the broker once the file can be read again, or stop it and run \
+         `millstream check --quarantine`, which keeps what can still be read"
+    );
+    tracing::error!(%topic, partition, "neither served nor appended to: {why}");
+    Ok(why)
+}
+
+/// What a partition's row says of it.
+fn counted(snapshot: &dyn Snapshot, topic: u32, partition: u32) -> Result<Applied, ReadError> {
     let key = PartitionKey { topic, partition }.encode();
     let row = match snapshot.get(Space::Partitions, &key)? {
         Some(bytes) => {
@@ -208,12 +228,21 @@ fn recover(snapshot: &dyn Snapshot, topic: u32, partition: u32) -> Result<Applie
         }
         None => PartitionRow::default(),
     };
-    let mut at = Applied {
+    Ok(Applied {
         next: row.counted_to.max(row.log_start),
         start: row.log_start,
         bytes: row.bytes,
         uncounted: 0,
-    };
+    })
+}
+
+/// Finds a partition's next offset and how large it is, from what its row says on.
+fn recover(
+    snapshot: &dyn Snapshot,
+    topic: u32,
+    partition: u32,
+    at: &mut Applied,
+) -> Result<(), ReadError> {
     let end = record::range_all(topic, partition).end;
     loop {
         let from = RecordKey {
@@ -236,7 +265,7 @@ fn recover(snapshot: &dyn Snapshot, topic: u32, partition: u32) -> Result<Applie
             at.append(header.count, row.value.len());
         }
         if !page.more {
-            return Ok(at);
+            return Ok(());
         }
     }
 }

@@ -12,7 +12,7 @@ use millstream_proto::batch::Stamp;
 use millstream_proto::limits::MAX_RECORD_BYTES;
 use millstream_proto::pipeline::PipelineSpec;
 use millstream_proto::{Batch, ErrorCode, Offset, PartitionId, Principal, WireError};
-use millstream_store::{CommitError, Store, WriteBatch};
+use millstream_store::{Store, WriteBatch};
 use tokio::time::{Instant, sleep_until};
 
 use super::progress::{Counts, Progress};
@@ -25,7 +25,9 @@ use crate::limits::{
     GUEST_IDLE, PIPELINE_COMMIT_BYTES, PIPELINE_MERGE_BYTES, PIPELINE_READ_BYTES,
     PIPELINE_RETRY_FIRST, PIPELINE_RETRY_LAST,
 };
-use crate::log::{Append, Follow, Partition, ReadFault, Stored, Topic, append, durability};
+use crate::log::{
+    Append, AppendError, Follow, Partition, ReadFault, Stored, Topic, append, durability,
+};
 
 /// Why a pipeline does not go on.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -325,7 +327,7 @@ impl Task {
         } = output;
         let partition = self.partition.id();
         let rows = self.work.rows(&appends, partition, position);
-        let stopped = |error: CommitError| Failure::Storage(error.to_string());
+        let stopped = |error: AppendError| Failure::Storage(error.to_string());
         append(&self.work.store, appends, rows)
             .await
             .map_err(stopped)?;

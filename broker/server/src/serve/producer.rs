@@ -26,7 +26,9 @@ use tokio::sync::Semaphore;
 
 use super::answers::{Answer, Answers, Slot};
 use crate::limits::{CHAIN_BYTES, CHAIN_DEPTH, COPY_BELOW_BYTES, UNPACKED_BATCHES};
-use crate::log::{Append, ProducerRefused, ProducerStream, Ticket, Topic, durability, submit};
+use crate::log::{
+    Append, AppendError, ProducerRefused, ProducerStream, Ticket, Topic, durability, submit,
+};
 use crate::route;
 use crate::session::{Peer, refuse, shutting_down};
 use crate::stream::{FrameReader, FrameWriter};
@@ -387,7 +389,7 @@ impl Producer {
                     duplicate: false,
                     dropped,
                 }),
-                Err(e) => Answer::Error(not_stored(&topic, &e)),
+                Err(e) => Answer::Error(not_stored(&topic, &e.into())),
             });
             drop(keep);
         };
@@ -416,7 +418,7 @@ impl Producer {
                     duplicate: true,
                     dropped: 0,
                 }),
-                Err(e) => Answer::Error(not_stored(&topic, &e)),
+                Err(e) => Answer::Error(not_stored(&topic, &e.into())),
             });
         };
         submit(store, ticket, Vec::new(), rows, |_, _| (), done);
@@ -488,13 +490,8 @@ fn settle(bytes: Bytes) -> Bytes {
 }
 
 /// Why a batch is not acknowledged, for the client.
-fn not_stored(topic: &Topic, e: &CommitError) -> WireError {
-    let code = match e {
-        CommitError::Closed => ErrorCode::ShuttingDown,
-        CommitError::Refused(_) => ErrorCode::Internal,
-        _ => ErrorCode::StorageStopped,
-    };
-    WireError::new(code, format!("topic {}: {e}", topic.name())).retry_after_ms(1000)
+fn not_stored(topic: &Topic, e: &AppendError) -> WireError {
+    WireError::new(e.code(), format!("topic {}: {e}", topic.name())).retry_after_ms(1000)
 }
 
 #[cfg(test)]
