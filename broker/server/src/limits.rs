@@ -127,6 +127,8 @@ pub const DELETE_STEP_BYTES: usize = 4 << 20;
 pub const DELETE_STEP_ROWS: usize = 10_000;
 /// How often the rows of a deleted topic are looked at again while somebody still has it open.
 pub const DELETE_RECHECK: Duration = Duration::from_secs(1);
+/// How long the rows of deleted topics are left alone after some of them could not be read.
+pub const DELETE_RETRY: Duration = Duration::from_secs(60);
 
 const _: () = assert!(MAX_PLUGIN_VERSIONS <= MAX_PAGE);
 // A description holds the chain and at most 40 bytes for each partition.

@@ -15,9 +15,9 @@ use millstream_store::{
 use super::row::Row;
 use super::{Catalog, Doomed};
 use crate::gate::Gate;
-use crate::limits::{DELETE_RECHECK, DELETE_STEP_BYTES, DELETE_STEP_ROWS};
+use crate::limits::{DELETE_RECHECK, DELETE_RETRY, DELETE_STEP_BYTES, DELETE_STEP_ROWS};
 
-/// Why a deleted topic's rows stay. A restart tries again.
+/// Why a deleted topic's rows stay.
 #[derive(Debug, thiserror::Error)]
 enum SweepError {
     #[error("{0}")]
@@ -29,9 +29,11 @@ enum SweepError {
 }
 
 impl Catalog {
-    /// Removes the rows of deleted topics until the gate closes or the store stops.
+    /// Removes the rows of deleted topics until the gate closes or the store stops. What cannot be
+    /// read is tried again later, and keeps no other topic waiting.
     pub(crate) async fn sweep(&self, gate: &Gate) {
         loop {
+            let mut pause = DELETE_RECHECK;
             let doomed: Vec<Doomed> = self.view().doomed.values().cloned().collect();
             for doomed in doomed {
                 let topic = &doomed.row.name;
@@ -39,7 +41,11 @@ impl Catalog {
                     Ok(true) => tracing::info!(%topic, "removed from the store"),
                     Ok(false) => {}
                     Err(SweepError::Closing) => return,
-                    Err(e) => {
+                    Err(SweepError::Read(e)) => {
+                        tracing::error!(%topic, "deleted, and not removed for now: {e}");
+                        pause = DELETE_RETRY;
+                    }
+                    Err(e @ SweepError::Commit(_)) => {
                         tracing::error!(%topic, "deleted, but not removed: {e}");
                         return;
                     }
@@ -48,7 +54,7 @@ impl Catalog {
             let waits = !self.view().doomed.is_empty();
             tokio::select! {
                 () = self.doomed.notified() => {}
-                () = tokio::time::sleep(DELETE_RECHECK), if waits => {}
+                () = tokio::time::sleep(pause), if waits => {}
                 () = gate.closing() => return,
             }
         }

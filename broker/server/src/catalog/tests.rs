@@ -12,7 +12,8 @@ use millstream_store::{Direction, MemoryStore, ScanLimit, Space, StopCause, Writ
 use super::*;
 use crate::gate::Gate;
 use crate::guests::TopicChain;
-use crate::limits::{DELETE_STEP_BYTES, MAX_PLUGIN_VERSIONS};
+use crate::limits::{DELETE_RETRY, DELETE_STEP_BYTES, MAX_PLUGIN_VERSIONS};
+use crate::log::holed::Holed;
 
 fn store() -> Arc<MemoryStore> {
     Arc::new(MemoryStore::new().unwrap())
@@ -242,6 +243,39 @@ async fn a_deleted_topic_is_gone_at_once_and_its_rows_soon() {
         .await
         .unwrap();
     assert!(next.id() > new.id());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deleted_topic_that_cannot_be_read_keeps_no_other_waiting() {
+    let holed = Holed::new();
+    let store = Arc::clone(&holed) as Arc<dyn Store>;
+    let catalog = Catalog::load(Arc::clone(&store), TailBudget::new(1 << 20)).unwrap();
+    let mut ids = Vec::new();
+    for name in ["acme/a", "acme/b"].map(topic) {
+        let created = catalog.create_topic(&name, with_partitions(2)).await;
+        ids.push(created.unwrap().id());
+        fill(&*store, *ids.last().unwrap(), 2).await;
+        catalog.delete_topic(&name).await.unwrap();
+    }
+    holed.hole(record::range_topic(ids[0]));
+    let gate = Gate::default();
+    let left = || catalog.view().doomed.keys().copied().collect::<Vec<_>>();
+    let watching = async {
+        while left() != [ids[0]] {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(rows(&*store, Space::Records, ids[1]), 0);
+        holed.mend();
+        // The clock stands still but for this: the sweeper has to come back by itself.
+        while !left().is_empty() {
+            tokio::time::advance(DELETE_RETRY).await;
+        }
+        assert_eq!(rows(&*store, Space::Records, ids[0]), 0);
+    };
+    tokio::select! {
+        () = catalog.sweep(&gate) => panic!("the sweeper has given up"),
+        () = watching => {}
+    }
 }
 
 #[tokio::test]
