@@ -308,10 +308,17 @@ async fn what_was_backed_up_is_restored_whatever_came_later() {
 #[tokio::test]
 async fn segments_are_copied_once() {
     let mut world = World::new().await;
-    let first = world.back_up().await.unwrap();
+    let mut first = world.back_up().await.unwrap();
     assert!(first.segments > 1 && first.copied_segments == first.segments);
-    let same = world.back_up().await.unwrap();
-    assert_eq!((same.copied_segments, same.segments), (0, first.segments));
+    let same = loop {
+        let next = world.back_up().await.unwrap();
+        assert_eq!(next.copied_segments, next.segments - first.segments);
+        if next.segments == first.segments {
+            break next;
+        }
+        // The sealer was still at what had been written: it comes to rest, since nothing is added.
+        first = next;
+    };
     assert_eq!(same.copied_bytes, 0, "the rows are those of the first, too");
 
     world.fill(100..200).await;
