@@ -18,9 +18,9 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::gate::Gate;
 use crate::guests::{Guests, GuestsError};
-use crate::limits::{DRAIN_TIMEOUT, PRODUCER_SWEEP_INTERVAL, RETENTION_INTERVAL};
+use crate::limits::{COUNT_INTERVAL, DRAIN_TIMEOUT, PRODUCER_SWEEP_INTERVAL, RETENTION_INTERVAL};
 use crate::listen;
-use crate::log::{RetainError, TailBudget, Topic, expire_producers, retain};
+use crate::log::{RetainError, TailBudget, Topic, expire_producers, note_ends, retain};
 use crate::pipeline::{PipelineError, Pipelines};
 use crate::session::shutting_down;
 use crate::tls::{self, TlsError};
@@ -218,6 +218,13 @@ impl Running {
             task.abort();
         }
         broker.guests.stop().await;
+        let topics = broker.catalog.topics();
+        if tokio::time::timeout(DRAIN_TIMEOUT, note_all(&topics))
+            .await
+            .is_err()
+        {
+            tracing::warn!("not every partition's end was written down; the next start reads more");
+        }
         let store = Arc::clone(&broker.store);
         if tokio::task::spawn_blocking(move || store.close())
             .await
@@ -266,10 +273,23 @@ fn listen_on(config: &Config) -> Result<Endpoint, StartError> {
     Endpoint::new(endpoint, Some(server), socket, Arc::new(TokioRuntime)).map_err(listening)
 }
 
+/// Spares the next start looking for the ends of partitions.
+async fn note_all(topics: &[Arc<Topic>]) {
+    for topic in topics {
+        if let Err(e) = note_ends(topic).await {
+            // Of a store that takes nothing more there is nothing to be had for the others either.
+            tracing::debug!(topic = %topic.name(), "the ends of partitions are not written: {e}");
+            return;
+        }
+    }
+}
+
 /// Removes what topics do not keep any more, for as long as the broker runs.
 async fn keep_retention(broker: Arc<Broker>) {
     let every = PRODUCER_SWEEP_INTERVAL.as_millis() as i64;
+    let count_every = COUNT_INTERVAL.as_millis() as i64;
     let mut swept_ms = broker.clock.now_ms();
+    let mut counted_ms = swept_ms;
     loop {
         tokio::select! {
             () = tokio::time::sleep(RETENTION_INTERVAL) => {}
@@ -277,7 +297,12 @@ async fn keep_retention(broker: Arc<Broker>) {
         }
         let now_ms = broker.clock.now_ms();
         let sweep = now_ms.saturating_sub(swept_ms) >= every;
-        for topic in broker.catalog.topics() {
+        let topics = broker.catalog.topics();
+        if now_ms.saturating_sub(counted_ms) >= count_every {
+            note_all(&topics).await;
+            counted_ms = now_ms;
+        }
+        for topic in topics {
             if let Err(e) = keep_topic(&topic, now_ms, sweep).await {
                 tracing::error!(topic = %topic.name(), "retention does not get on: {e}");
             }

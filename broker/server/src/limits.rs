@@ -26,6 +26,8 @@ pub const UNPACKED_BATCHES: usize = 2;
 /// Bytes appended to a partition until its row is written again: what has to be looked through
 /// when the broker starts.
 pub const COUNT_EVERY_BYTES: u64 = 1 << 20;
+/// How often partitions' rows are written again where less than that was appended.
+pub const COUNT_INTERVAL: Duration = Duration::from_secs(60);
 /// Bytes read from the store in one go for a reader that lags.
 pub const READ_CHUNK_BYTES: usize = 1 << 20;
 /// Bytes of one write to a subscription's stream.

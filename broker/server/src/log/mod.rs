@@ -7,6 +7,7 @@
 //! and nothing behind it is ever shown.
 
 mod append;
+mod note;
 mod partition;
 mod producers;
 mod read;
@@ -21,6 +22,7 @@ pub(crate) mod holed;
 mod tests;
 
 pub use append::{Append, AppendError, Ticket, append, durability, submit};
+pub use note::note_ends;
 pub use partition::{Follow, Partition, Stored, TailRead};
 pub use producers::{Claim, KeepInMemory, ProducerRefused, ProducerStream, expire_producers};
 pub use read::ReadFault;

@@ -130,3 +130,32 @@ async fn retention_goes_on_behind_a_partition_that_it_cannot_read() {
     assert!(retain(&topic, NEW_MS).await.unwrap());
     assert_eq!(start(0), Offset(2));
 }
+
+#[tokio::test]
+async fn what_is_written_down_need_not_be_read_at_the_start() {
+    let holed = Holed::new();
+    let store = Arc::clone(&holed) as Arc<dyn Store>;
+    let config = two_partitions();
+    let topic = open(&store, &config);
+    for partition in [0, 1, 0] {
+        put(&topic, partition, batch(NEW_MS)).await.unwrap();
+    }
+    assert_eq!(note_ends(&topic).await.unwrap(), 2);
+    assert_eq!(note_ends(&topic).await.unwrap(), 0, "nothing since");
+    put(&topic, 0, batch(NEW_MS)).await.unwrap();
+    holed.hole(record::range(7, 0, 0..4));
+    holed.hole(record::range(7, 1, 0..2));
+    let again = open(&store, &config);
+    for (number, next) in [(0, 6), (1, 2)] {
+        let (before, now) = [&topic, &again]
+            .map(|t| t.partition(PartitionId(number)).unwrap())
+            .into();
+        assert_eq!((now.unreadable(), now.end()), (None, Offset(next)));
+        assert_eq!(now.bytes(), before.bytes());
+        assert_eq!(
+            put(&again, number, batch(NEW_MS)).await.unwrap(),
+            Offset(next)
+        );
+    }
+    assert_eq!(note_ends(&again).await.unwrap(), 2);
+}

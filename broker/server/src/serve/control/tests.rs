@@ -18,7 +18,7 @@ use crate::broker::{Broker, Running};
 use crate::catalog::NewPlugin;
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::log::{Append, append};
+use crate::log::{Append, append, note_ends};
 use crate::tls::tests::{Dir, good};
 
 mod rights;
@@ -282,6 +282,22 @@ async fn offsets_are_committed_within_the_log_and_found() {
         ask(&peer(&running, ADMIN), fetch("c")).await,
         offsets(&[(0, 2)])
     );
+    running.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_shutdown_writes_down_where_partitions_end() {
+    let dir = good();
+    let running = start(&dir).await;
+    let admin = peer(&running, ADMIN);
+    topic_info(&admin, create("acme/a", 2)).await;
+    produce(&admin, "acme/a", &[10, 11]).await;
+    drop(admin);
+    running.shutdown().await;
+    let running = start(&dir).await;
+    let kept = running.broker().catalog.topic(&topic("acme/a")).unwrap();
+    assert_eq!(kept.partitions()[0].end(), Offset(2));
+    assert_eq!(note_ends(&kept).await.unwrap(), 0, "nothing had to be read");
     running.shutdown().await;
 }
 
