@@ -156,6 +156,24 @@ fn a_lost_backend_is_not_made_anew_beside_its_segments() {
 }
 
 #[test]
+fn a_new_file_is_written_ahead() {
+    use std::os::unix::fs::MetadataExt;
+
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("shard.redb");
+    let store = RedbStore::open(&path, &config()).unwrap();
+    commit(&store, Durability::Sync, "k", "kept");
+    let found = std::fs::metadata(&path).unwrap();
+    assert!(
+        found.len() >= crate::limits::ALLOTTED_BYTES,
+        "{}",
+        found.len()
+    );
+    // Written, not a hole: that is what it is for.
+    assert!(found.blocks() * 512 >= crate::limits::ALLOTTED_BYTES / 2);
+}
+
+#[test]
 fn a_file_has_one_user() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("shard.redb");
