@@ -437,8 +437,8 @@ fn what_a_reader_has_kept_makes_room_for_appends_too() {
     }
     let snapshot = store.snapshot().unwrap();
     let mut batch = WriteBatch::new();
-    for key in script::after(4).into_keys() {
-        batch.delete(Space::Records, key);
+    for (topic, partition) in (0..script::PARTITIONS).flat_map(|at| [(1, at), (2, at)]) {
+        batch.delete_range(Space::Records, record::range(topic, partition, 0..5));
     }
     commit(&store, batch).unwrap();
     let is_swept = || {
