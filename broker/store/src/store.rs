@@ -220,7 +220,8 @@ pub struct Row {
 pub struct ScanPage {
     /// The rows, in the order of the scan.
     pub rows: Vec<Row>,
-    /// Whether the limit, not the range, ended it.
+    /// Whether the limit, not the range, ended it; or something that could not be read, and that
+    /// whoever asks for what follows is told of.
     pub more: bool,
 }
 

@@ -387,7 +387,12 @@ impl Run {
                 sizes(&found),
                 sizes(&expected)
             );
-            assert_eq!(page.more, found.len() < expected.len(), "{context}");
+            // Without power nobody knows what the next segment holds.
+            let unknown = page.more && !found.is_empty() && self.machine.is_off();
+            assert!(
+                unknown || page.more == (found.len() < expected.len()),
+                "{context}"
+            );
             let bytes: usize = found
                 .iter()
                 .map(|(key, value)| key.len() + value.len())

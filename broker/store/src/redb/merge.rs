@@ -87,15 +87,15 @@ pub(super) fn scan(
         (Some(last), Direction::Backward) => last..range.end,
     };
     let (sealed, end) = sealed_rows(view, &range, direction, limit)?;
-    // What is hot comes only as far as nothing sealed that is not known can come before it. At the
-    // edge itself the hot one is the newer.
-    let kept = match (&end, direction) {
-        (None, _) => hot.len(),
-        (Some(end), Direction::Forward) => hot.partition_point(|(key, _)| *key <= end.edge),
-        (Some(end), Direction::Backward) => {
-            hot.partition_point(|(key, _)| successor(key) >= end.edge)
-        }
+    // What is hot comes only as far as nothing sealed that is not known can come before it.
+    let comes_before = |key: &Key, end: &SealedEnd| match direction {
+        Direction::Forward => *key <= end.edge,
+        Direction::Backward if end.fault.is_some() => successor(key) >= end.edge,
+        Direction::Backward => *key >= end.edge,
     };
+    let kept = end.as_ref().map_or(hot.len(), |end| {
+        hot.partition_point(|(key, _)| comes_before(key, end))
+    });
     let mut page = merged(view, (&hot[..kept], sealed), direction, limit)?;
     page.more |= hot_more || end.is_some();
     match end.and_then(|end| end.fault) {
@@ -107,7 +107,8 @@ pub(super) fn scan(
 
 /// Why sealed records end before their range does.
 struct SealedEnd {
-    /// Those that are not known lie from here on; backward, before here.
+    /// At the limit, the last that fits. Otherwise what cannot be read lies from here on; backward,
+    /// before here. A hot record in its place is newer than it.
     edge: Key,
     /// What is wrong with the next one, if it is not the limit.
     fault: Option<Fault>,
@@ -146,18 +147,21 @@ fn sealed_rows(
     limit: ScanLimit,
 ) -> Result<(Vec<Row>, Option<SealedEnd>), Fault> {
     let (mut rows, mut edge) = (Vec::new(), Key::default());
-    let fault = match gather_sealed(view, range, direction, limit, (&mut rows, &mut edge)) {
-        Ok(false) => return Ok((rows, None)),
-        Ok(true) => None,
-        Err(fault @ Fault::Segment(_)) => Some(fault),
-        Err(fault) => return Err(fault),
+    let gathered = gather_sealed(view, range, direction, limit, (&mut rows, &mut edge));
+    let last = rows.last().map(|row: &Row| row.key.clone());
+    let (edge, fault) = match (gathered, last) {
+        (Ok(false), _) => return Ok((rows, None)),
+        (Ok(true), last) => (last.unwrap_or_default(), None),
+        (Err(fault @ Fault::Segment(_)), last) => {
+            let edge = match (last, direction) {
+                (None, _) => edge,
+                (Some(last), Direction::Forward) => edge.max(last),
+                (Some(last), Direction::Backward) => edge.min(last),
+            };
+            (edge, Some(fault))
+        }
+        (Err(fault), _) => return Err(fault),
     };
-    if let Some(Row { key, .. }) = rows.last() {
-        edge = match direction {
-            Direction::Forward => edge.max(key.clone()),
-            Direction::Backward => edge.min(key.clone()),
-        };
-    }
     Ok((rows, Some(SealedEnd { edge, fault })))
 }
 

@@ -174,6 +174,35 @@ fn a_new_file_is_written_ahead() {
 }
 
 #[test]
+fn a_scan_that_says_more_has_more_though_what_was_sealed_is_written_anew() {
+    let store = on(&FaultDisk::new());
+    for key in ["a", "b"] {
+        commit(&store, Durability::Sync, key, vec![7; 1000]);
+        store.seal_now();
+    }
+    // The sealed one does not fit behind "a", this one would.
+    commit(&store, Durability::Sync, "b", "small");
+    let snapshot = store.snapshot().unwrap();
+    let (mut start, mut found, mut more) = (crate::batch::Key::from(*b"a"), Vec::new(), true);
+    while more {
+        let limit = crate::store::ScanLimit::bytes(1500);
+        let page = snapshot
+            .scan(
+                Space::Records,
+                &start..b"c",
+                crate::store::Direction::Forward,
+                limit,
+            )
+            .unwrap();
+        assert!(!page.rows.is_empty(), "{found:?} and no more");
+        more = page.more;
+        found.extend(page.rows.into_iter().map(|row| row.key));
+        start = extent::successor(found.last().unwrap());
+    }
+    assert_eq!(found, ["a", "b"].map(|key| key.into()));
+}
+
+#[test]
 fn a_file_has_one_user() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("shard.redb");
