@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use ::redb::Database;
+use ::redb::{Database, ReadableDatabase, ReadableTableMetadata};
 use bytes::Bytes;
 
 use super::*;
@@ -351,7 +351,8 @@ fn written_per_value(len: usize) -> usize {
     drop(snapshot);
     drop(store);
     let database = Database::builder().open(&path).unwrap();
-    let stats = database.begin_write().unwrap().stats().unwrap();
+    let packs = database.begin_read().unwrap().open_table(PACKS).unwrap();
+    let stats = packs.stats().unwrap();
     usize::try_from(stats.stored_bytes() + stats.metadata_bytes() + stats.fragmented_bytes())
         .unwrap()
         / usize::try_from(count).unwrap()
