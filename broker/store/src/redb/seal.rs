@@ -489,7 +489,10 @@ fn oldest_packs(view: &View, wanted: u64) -> Result<Option<Oldest>, SealError> {
         let number = number.value();
         let directory = pack::decode_directory(number, row.value())
             .map_err(|why| SealError::Damaged(format!("pack {number}: {why}")))?;
-        let content = read_pack(view, number)?;
+        let ends = directory
+            .iter()
+            .map(|entry| entry.offset as usize + entry.len as usize);
+        let content = read_pack(view, number, ends.max().unwrap_or_default())?;
         for entry in directory {
             let range = entry.offset as usize..(entry.offset + entry.len) as usize;
             let stored = content.get(range.clone());
@@ -521,8 +524,10 @@ fn oldest_packs(view: &View, wanted: u64) -> Result<Option<Oldest>, SealError> {
     Ok((!entries.is_empty()).then_some((through, entries, contents)))
 }
 
-fn read_pack(view: &View, number: u64) -> Result<Vec<u8>, SealError> {
-    let mut content = Vec::new();
+/// The bytes of a pack, of which at least `len` are expected: growing bit by bit would leave the
+/// allocator with as much again.
+fn read_pack(view: &View, number: u64, len: usize) -> Result<Vec<u8>, SealError> {
+    let mut content = Vec::with_capacity(len);
     for chunk in view.packs()?.range((number, 0)..=(number, u32::MAX))? {
         let (at, chunk) = chunk?;
         if at.value().1 as usize != content.len() {

@@ -13,8 +13,9 @@ const RECORD: usize = 1 << 20;
 /// Records that go through.
 const RECORDS: u64 = 192;
 /// What may be kept of them: the tail (24 MiB), the store's queue and cache (8 and 16 MiB), a
-/// send window (16 MiB) for each of two readers, the producer's own batches, and slack.
-const MEMORY: u64 = 128 << 20;
+/// send window (16 MiB) for each of two readers, the producer's own batches, what is being moved to a
+/// segment (16 MiB, and as much again where it is read from), and slack.
+const MEMORY: u64 = 176 << 20;
 
 #[tokio::test]
 async fn a_reader_that_stalls_costs_no_memory_and_loses_nothing() {
