@@ -184,7 +184,14 @@ fn gather_sealed(
         });
         let segment = segment(view, extent.segment)?;
         let wanted = limit.bytes.saturating_sub(bytes);
-        for row in segment.iter_range(within, direction).wanting(wanted) {
+        let mut sealed = segment.iter_range(within, direction).wanting(wanted);
+        loop {
+            // A large record that does not fit is not read only to be thrown away.
+            let next = sealed.next_alone();
+            if next.is_some_and(|len| limit.is_reached(rows.len(), bytes.saturating_add(len))) {
+                return Ok(true);
+            }
+            let Some(row) = sealed.next() else { break };
             let Row { key, value } = row?;
             bytes = bytes.saturating_add(key.len() + value.len());
             if limit.is_reached(rows.len(), bytes) {

@@ -5,7 +5,7 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use super::error::SegmentError;
-use super::format::Block;
+use super::format::{BLOCK_HEAD, Block, ENTRY_HEAD};
 use super::limits::{COPY_GROUP, READ_AHEAD};
 use super::reader::{BlockReader, Segment, is_shared};
 use crate::batch::Key;
@@ -70,6 +70,23 @@ impl<'a> Scan<'a> {
     pub fn wanting(mut self, bytes: usize) -> Self {
         self.wanted = bytes;
         self
+    }
+
+    /// Bytes of the next entry's key and value, if the index knows them without the block being
+    /// read: it has a block of its own. For those who would not take it.
+    pub(crate) fn next_alone(&self) -> Option<usize> {
+        let here = self.current.as_ref();
+        if self.blocks.is_empty() || here.is_some_and(|current| !current.entries.is_empty()) {
+            return None;
+        }
+        let at = match self.direction {
+            Direction::Forward => self.blocks.start,
+            Direction::Backward => self.blocks.end - 1,
+        };
+        let index = self.segment.index();
+        let (block, key) = (&index.blocks()[at], index.first_key(at));
+        let wanted = key >= &self.start[..] && self.end.as_ref().is_none_or(|end| key < &end[..]);
+        (block.entries == 1 && wanted).then(|| block.len as usize - BLOCK_HEAD - ENTRY_HEAD)
     }
 
     /// Goes to the next block; `false` if there is none.
