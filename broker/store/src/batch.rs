@@ -181,8 +181,9 @@ impl WriteBatch {
         self.ops.push(Op::Delete { space, key });
     }
 
-    /// Removes everything in `range`, start included and end excluded. The engine reads what it
-    /// removes, so remove large ranges in steps of a few MiB, each in a batch of its own.
+    /// Removes everything in `range`, start included and end excluded. The engine may have to read
+    /// what it removes, so remove large ranges in steps, each in a batch of its own:
+    /// [`crate::Snapshot::removable`] says how large one may be.
     pub fn delete_range(&mut self, space: Space, range: Range<Key>) {
         self.bytes += OP_COST + range.start.len() + range.end.len();
         self.ops.push(Op::DeleteRange {

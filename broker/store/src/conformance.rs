@@ -26,6 +26,7 @@ pub(crate) fn suite(open: Open<'_>) {
     operations_apply_in_order(&*open());
     a_snapshot_stands_still(&*open());
     scans_end_where_they_are_told(&*open());
+    a_range_is_removed_in_steps(&*open());
     callbacks_run_in_order_and_see_their_batch(&open());
     a_callback_never_runs_within_submit(&open());
     a_callback_may_be_the_last_owner(open());
@@ -185,6 +186,44 @@ fn scans_end_where_they_are_told(store: &dyn Store) {
     assert_eq!(floor("a", "c"), Some(Key::from("c")));
     assert_eq!(floor("cc", "cz"), None);
     assert_eq!(floor("d", "a"), None);
+}
+
+fn a_range_is_removed_in_steps(store: &dyn Store) {
+    for space in [Space::Records, Space::Blobs] {
+        let key = |number: u8| Key::from([b'k', number]);
+        commit(store, |batch| {
+            (0..60).for_each(|number| batch.put(space, key(number), vec![number; 1_000]));
+        });
+        let (range, mut steps) = (key(10)..key(50), 0);
+        let limit = ScanLimit {
+            rows: 7,
+            bytes: 5 * 1_010,
+        };
+        let end = || {
+            let snapshot = store.snapshot().unwrap();
+            let bounds = &range.start[..]..&range.end[..];
+            snapshot.removable(space, bounds, limit).unwrap()
+        };
+        while let Some(end) = end() {
+            assert!(range.start < end && end <= range.end, "{end:?}");
+            commit(store, |batch| {
+                batch.delete_range(space, range.start.clone()..end);
+            });
+            steps += 1;
+            assert!(steps <= 40, "a step removed nothing");
+        }
+        assert!(steps > 1, "{steps} steps in {space}");
+        let snapshot = store.snapshot().unwrap();
+        let all = ScanLimit::rows(100);
+        let left = snapshot.scan(space, &key(0)..&key(99), Direction::Forward, all);
+        assert_eq!(left.unwrap().rows.len(), 20);
+        let none = ScanLimit { rows: 0, bytes: 0 };
+        let one = snapshot.removable(space, &key(0)..&key(99), none).unwrap();
+        let one = one.unwrap();
+        assert!(key(0) < one && one <= key(1), "{one:?}");
+        let empty = snapshot.removable(space, &key(9)..&key(9), limit).unwrap();
+        assert_eq!(empty, None);
+    }
 }
 
 fn callbacks_run_in_order_and_see_their_batch(store: &Arc<dyn Store>) {
@@ -414,6 +453,7 @@ fn agrees(
         }
         prop_assert_eq!(page.rows, expected);
     }
+    heads_agree(snapshot, space, model)?;
     for at in [0, 7, 100, 255] {
         let floor = snapshot.floor_key(space, &[3], &[at]).unwrap();
         let at = Key::from([at]);
@@ -422,6 +462,50 @@ fn agrees(
         prop_assert_eq!(floor.as_ref(), expected);
         let value = snapshot.get(space, &at).unwrap();
         prop_assert_eq!(value.as_ref(), model.get(&at));
+    }
+    Ok(())
+}
+
+/// What is told without values is true of the rows that are there.
+fn heads_agree(
+    snapshot: &dyn Snapshot,
+    space: Space,
+    model: &BTreeMap<Key, Bytes>,
+) -> Result<(), TestCaseError> {
+    let few = ScanLimit {
+        rows: 5,
+        bytes: 9_000,
+    };
+    for (limit, head) in [
+        (ScanLimit::rows(1_000), 0),
+        (few, 0),
+        (few, 64),
+        (few, 5_000),
+    ] {
+        let (from, to) = (Key::from([2]), Key::from([0xF0]));
+        let page = snapshot.heads(space, &from..&to, limit, head).unwrap();
+        let mut rows = model.range(from.clone()..to.clone());
+        let mut bytes = 0;
+        for told in &page.heads {
+            let several: Vec<_> = rows.by_ref().take(told.rows).collect();
+            prop_assert_eq!(several.len(), told.rows);
+            prop_assert_eq!(several[0].0, &told.key);
+            let of = |(key, value): &(&Key, &Bytes)| (key.len() + value.len()) as u64;
+            prop_assert_eq!(several.iter().map(of).sum::<u64>(), told.bytes);
+            let value = several[0].1;
+            prop_assert_eq!(&told.head[..], &value[..head.min(value.len())]);
+            prop_assert!(head == 0 || told.rows == 1);
+            bytes += told.bytes as usize;
+        }
+        prop_assert!(page.heads.len() <= limit.rows);
+        prop_assert!(page.heads.len() < 2 || bytes <= limit.bytes);
+        prop_assert_eq!(page.more, rows.next().is_some());
+        let end = snapshot.removable(space, &from..&to, few).unwrap();
+        let first = model.range(from..to.clone()).next();
+        prop_assert_eq!(end.is_some(), first.is_some());
+        if let (Some(end), Some((first, _))) = (end, first) {
+            prop_assert!(*first < end && end <= to);
+        }
     }
     Ok(())
 }

@@ -47,6 +47,6 @@ pub use redb::{
 };
 pub use space::Space;
 pub use store::{
-    Committed, Direction, Done, Health, Pending, Row, ScanLimit, ScanPage, Snapshot, Store,
-    StoreStats,
+    Committed, Direction, Done, Head, HeadPage, Health, Pending, Row, ScanLimit, ScanPage,
+    Snapshot, Store, StoreStats,
 };

@@ -112,6 +112,9 @@ pub(crate) const SWEEP_BYTES: u64 = 256 << 10;
 /// The same for a commit that does nothing else.
 pub(crate) const IDLE_SWEEP_BYTES: u64 = 8 << 20;
 
+/// What removing an extent counts, in bytes of reading: a few rows of the engine's tables.
+pub(crate) const EXTENT_REMOVAL_BYTES: usize = 16 << 10;
+
 /// Bytes after which a part of a backup's rows is closed. A part is in memory while it is made,
 /// with one row of up to [`MAX_VALUE_LEN`] on top.
 pub(crate) const PART_BYTES: usize = 16 << 20;

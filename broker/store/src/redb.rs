@@ -11,7 +11,8 @@
 //! * [`view`]: the state after one commit, which snapshots share.
 //! * [`check`] and [`offline`]: looking at everything, and taking damaged segments out.
 //! * [`freeze`] and [`restore`]: what a backup copies, and a store made of it.
-//! * [`read`] and [`merge`]: snapshots, with every value checked against its trailer.
+//! * [`read`] and [`merge`]: snapshots, with every value checked against its trailer; [`heads`]:
+//!   what they tell without reading values.
 //!
 //! What is absent: compaction of the file itself. Freed pages are used again, and sealing keeps
 //! what is in use below a limit.
@@ -20,6 +21,7 @@ mod check;
 mod desk;
 mod extent;
 mod freeze;
+mod heads;
 mod hot;
 mod merge;
 mod meter;

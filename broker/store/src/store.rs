@@ -149,11 +149,84 @@ pub trait Snapshot: Send {
         limit: ScanLimit,
     ) -> Result<ScanPage, ReadError>;
 
+    /// What lies in `range` (start included, end excluded), ascending, up to `limit`, without the
+    /// values: of each row its key, its size and the first `head` bytes of its value. An engine
+    /// reads as little for it as it can. With a `head` of 0 it may tell of neighbouring rows as one,
+    /// where telling them apart would mean to read them.
+    ///
+    /// `limit` counts what is returned as rows, and the bytes that it stands for.
+    ///
+    /// # Errors
+    /// As [`Snapshot::scan`].
+    fn heads(
+        &self,
+        space: Space,
+        range: Range<&[u8]>,
+        limit: ScanLimit,
+        head: usize,
+    ) -> Result<HeadPage, ReadError> {
+        heads_by_scan(self, space, range, limit, head)
+    }
+
+    /// Up to which key, not included, the rows of `range` can be removed in one batch so that the
+    /// engine reads about as much as `limit` says for it, or no more than for one row; `None` if
+    /// there are none. It never lies behind the end of `range`. What is removed may be far more than
+    /// what is read for it.
+    ///
+    /// # Errors
+    /// As [`Snapshot::scan`].
+    fn removable(
+        &self,
+        space: Space,
+        range: Range<&[u8]>,
+        limit: ScanLimit,
+    ) -> Result<Option<Key>, ReadError> {
+        removable_by_scan(self, space, range, limit)
+    }
+
     /// The greatest key that is at least `start` and at most `at`; reads no value.
     ///
     /// # Errors
     /// If the way to it is damaged, or the file cannot be read.
     fn floor_key(&self, space: Space, start: &[u8], at: &[u8]) -> Result<Option<Key>, ReadError>;
+}
+
+/// [`Snapshot::heads`] for engines and spaces where nothing is cheaper than to read.
+pub(crate) fn heads_by_scan<S: Snapshot + ?Sized>(
+    snapshot: &S,
+    space: Space,
+    range: Range<&[u8]>,
+    limit: ScanLimit,
+    head: usize,
+) -> Result<HeadPage, ReadError> {
+    let page = snapshot.scan(space, range, Direction::Forward, limit)?;
+    let told = |row: Row| Head {
+        bytes: (row.key.len() + row.value.len()) as u64,
+        rows: 1,
+        // A copy: it does not keep the value in memory.
+        head: Bytes::copy_from_slice(&row.value[..head.min(row.value.len())]),
+        key: row.key,
+    };
+    Ok(HeadPage {
+        heads: page.rows.into_iter().map(told).collect(),
+        more: page.more,
+    })
+}
+
+/// [`Snapshot::removable`] where removing means to read everything.
+pub(crate) fn removable_by_scan<S: Snapshot + ?Sized>(
+    snapshot: &S,
+    space: Space,
+    range: Range<&[u8]>,
+    limit: ScanLimit,
+) -> Result<Option<Key>, ReadError> {
+    let limit = limit.at_least_one();
+    let page = snapshot.scan(space, range.clone(), Direction::Forward, limit)?;
+    Ok(page.rows.last().map(|last| match page.more {
+        // Nothing sorts between a key and the same with a 0 behind.
+        true => last.key.clone().push_bytes(&[0]),
+        false => Key::from(range.end),
+    }))
 }
 
 /// Which end of the range a scan begins at.
@@ -176,10 +249,7 @@ pub struct ScanLimit {
 
 impl ScanLimit {
     /// The first row only.
-    pub const ONE: Self = Self {
-        rows: 1,
-        bytes: usize::MAX,
-    };
+    pub const ONE: Self = Self { rows: 1, bytes: 0 };
 
     /// At most `rows` rows of any size.
     #[must_use]
@@ -196,6 +266,14 @@ impl ScanLimit {
         Self {
             rows: usize::MAX,
             bytes,
+        }
+    }
+
+    /// The same, but for one row if it is for none.
+    pub(crate) const fn at_least_one(self) -> Self {
+        Self {
+            rows: if self.rows == 0 { 1 } else { self.rows },
+            bytes: self.bytes,
         }
     }
 
@@ -222,6 +300,28 @@ pub struct ScanPage {
     pub rows: Vec<Row>,
     /// Whether the limit, not the range, ended it; or something that could not be read, and that
     /// whoever asks for what follows is told of.
+    pub more: bool,
+}
+
+/// What [`Snapshot::heads`] tells of a row, or of several that follow each other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// The row's key, or that of the first.
+    pub key: Key,
+    /// How many rows it stands for: one, if bytes of values were asked for.
+    pub rows: usize,
+    /// Bytes of their keys and values.
+    pub bytes: u64,
+    /// The first bytes of the value, as many as were asked for, or all if there are fewer.
+    pub head: Bytes,
+}
+
+/// What one call of [`Snapshot::heads`] returned.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HeadPage {
+    /// In the order of their keys.
+    pub heads: Vec<Head>,
+    /// As in [`ScanPage::more`].
     pub more: bool,
 }
 
@@ -276,6 +376,8 @@ pub struct StoreStats {
     pub bytes: u64,
     /// Bytes waiting for a commit, or in one, now.
     pub queued_bytes: u64,
+    /// Appends that wait for room in the queue, or in the engine, now.
+    pub appends_waiting: u64,
     /// Size of the file; 0 for an engine without one.
     pub file_bytes: u64,
     /// Bytes of the batches of each group commit, as [`WriteBatch::byte_len`] counts them.

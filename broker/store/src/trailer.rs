@@ -59,6 +59,21 @@ pub(crate) fn open<'a>(space: Space, key: &[u8], stored: &'a [u8]) -> Result<&'a
     }
 }
 
+/// Whether `trailer` belongs to the record batch of `len` bytes at `key` that begins with `first`,
+/// which is all that the trailer covers, or more.
+pub(crate) fn fits_beginning(
+    key: &[u8],
+    len: usize,
+    first: &[u8],
+    trailer: [u8; TRAILER_LEN],
+) -> bool {
+    let covered = first.get(..covered(Space::Records, len));
+    covered.is_some_and(|covered| {
+        let crc = crc32c::crc32c_append(head(Space::Records, key, len), covered);
+        crc.to_le_bytes() == trailer
+    })
+}
+
 /// What is wrong with a stored value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Damaged {
@@ -118,6 +133,25 @@ mod tests {
             let stored = sealed(Space::Producers, &key, &value);
             prop_assert!(open(Space::Producers, &other, &stored).is_err());
             prop_assert!(open(Space::Offsets, &key, &stored).is_err());
+        }
+
+        #[test]
+        fn the_beginning_tells_as_much_as_the_whole(
+            key: Vec<u8>, value in prop::collection::vec(any::<u8>(), 0..200), more in 0usize..50, bit: usize,
+        ) {
+            let stored = sealed(Space::Records, &key, &value);
+            let trailer = *stored.last_chunk().unwrap();
+            let first = &value[..value.len().min(RECORD_PREFIX + more)];
+            prop_assert!(fits_beginning(&key, value.len(), first, trailer));
+            prop_assert!(!fits_beginning(&key, value.len() + 1, first, trailer));
+            let covered = covered(Space::Records, value.len());
+            prop_assert!(covered == 0 || !fits_beginning(&key, value.len(), &first[..covered - 1], trailer));
+            let mut flipped = first.to_vec();
+            if covered > 0 {
+                let bit = bit % (covered * 8);
+                flipped[bit / 8] ^= 1 << (bit % 8);
+                prop_assert!(!fits_beginning(&key, value.len(), &flipped, trailer));
+            }
         }
 
         #[test]

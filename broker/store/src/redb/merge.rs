@@ -116,7 +116,7 @@ struct SealedEnd {
 
 /// The first hot records of `range`, as many as the limit takes, and whether there are more. No
 /// lock is held while they are read.
-fn hot_places(
+pub(super) fn hot_places(
     view: &View,
     range: &Range<&[u8]>,
     direction: Direction,
@@ -256,7 +256,7 @@ fn row(view: &View, key: Key, place: Place) -> Result<Row, Fault> {
 }
 
 /// The value within what a segment holds at `key`, shared with the buffer it was read into.
-fn opened(key: &[u8], stored: Bytes) -> Result<Bytes, Fault> {
+pub(super) fn opened(key: &[u8], stored: Bytes) -> Result<Bytes, Fault> {
     let len = trailer::open(Space::Records, key, &stored)
         .map_err(|damaged| Fault::Value(Key::from(key), damaged))?
         .len();
@@ -264,7 +264,7 @@ fn opened(key: &[u8], stored: Bytes) -> Result<Bytes, Fault> {
 }
 
 /// The extents that reach into `range`, in the direction's order, each with where it begins.
-fn extents<'v>(
+pub(super) fn extents<'v>(
     view: &'v View,
     range: &Range<&[u8]>,
     direction: Direction,

@@ -18,15 +18,17 @@ use bytes::Bytes;
 
 use super::extent::RowDamaged;
 use super::hot::Place;
-use super::merge;
 use super::view::{Rows, View};
+use super::{heads, merge};
 use crate::batch::Key;
 use crate::error::{ReadError, StopCause};
 use crate::limits::TRAILER_LEN;
 use crate::queue::Gate;
 use crate::segment::SegmentError;
 use crate::space::Space;
-use crate::store::{Direction, Row, ScanLimit, ScanPage, Snapshot};
+use crate::store::{
+    Direction, HeadPage, Row, ScanLimit, ScanPage, Snapshot, heads_by_scan, removable_by_scan,
+};
 use crate::trailer::{self, Damaged};
 use crate::writer::caught;
 
@@ -110,6 +112,35 @@ impl Snapshot for RedbSnapshot {
         self.read(space, range.start, |view| match space {
             Space::Records => merge::scan(view, range, direction, limit),
             _ => scan_rows(view.table(space)?, space, range, direction, limit),
+        })
+    }
+
+    fn heads(
+        &self,
+        space: Space,
+        range: Range<&[u8]>,
+        limit: ScanLimit,
+        head: usize,
+    ) -> Result<HeadPage, ReadError> {
+        if space != Space::Records || range.start >= range.end {
+            return heads_by_scan(self, space, range, limit, head);
+        }
+        self.read(space, range.start, |view| {
+            heads::heads(view, range, limit, head)
+        })
+    }
+
+    fn removable(
+        &self,
+        space: Space,
+        range: Range<&[u8]>,
+        limit: ScanLimit,
+    ) -> Result<Option<Key>, ReadError> {
+        if space != Space::Records || range.start >= range.end {
+            return removable_by_scan(self, space, range, limit);
+        }
+        self.read(space, range.start, |view| {
+            heads::removable(view, range, limit)
         })
     }
 

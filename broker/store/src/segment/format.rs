@@ -6,6 +6,7 @@
 use std::ops::Range;
 
 use bytes::Bytes;
+use crc_fast::{CrcAlgorithm, Digest};
 
 use super::limits::{BLOCK_BYTES, MAX_INDEX_BYTES};
 use crate::batch::Key;
@@ -50,8 +51,11 @@ fn placed_crc<'a>(number: u64, offset: u64, parts: impl IntoIterator<Item = &'a 
     let mut place = [0; 16];
     place[..8].copy_from_slice(&number.to_le_bytes());
     place[8..].copy_from_slice(&offset.to_le_bytes());
-    let place = crc32c::crc32c(&place);
-    parts.into_iter().fold(place, crc32c::crc32c_append)
+    let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
+    digest.update(&place);
+    parts.into_iter().for_each(|part| digest.update(part));
+    // It has 32 bits.
+    digest.finalize() as u32
 }
 
 /// Takes fixed-width numbers off the front of some bytes.

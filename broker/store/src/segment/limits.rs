@@ -21,6 +21,10 @@ pub const WRITE_BYTES: usize = 1 << 20;
 /// How much a forward scan reads in one call when it wants more than one block.
 pub const READ_AHEAD: usize = 1 << 20;
 
+/// Blocks of one entry from this length on, in bytes, are not read whole for the sake of the first
+/// bytes of the value and its trailer: two pages are.
+pub(crate) const ENDS_FROM: u32 = 16 << 10;
+
 /// A value shares the buffer it was read into if it is at least this part of it (one in so many);
 /// a smaller one is copied out. So a value that somebody keeps holds at most this many times its
 /// own size. Blocks of one 64 KiB batch each, read ahead, are just within.
@@ -45,5 +49,9 @@ const _: () = assert!(
 );
 const _: () = assert!(MAX_KEY_LEN <= u16::MAX as usize);
 const _: () = assert!(MAX_INDEX_BYTES < u32::MAX as usize);
+const _: () = assert!(
+    ENDS_FROM as usize > 24 + MAX_KEY_LEN + crate::limits::RECORD_PREFIX + TRAILER_LEN,
+    "the ends of a value lie apart"
+);
 const _: () = assert!(WRITE_BYTES.is_power_of_two());
 const _: () = assert!(BLOCK_BYTES <= READ_AHEAD && COPY_GROUP <= BLOCK_BYTES);

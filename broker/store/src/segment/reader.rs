@@ -270,6 +270,10 @@ impl Segment {
     pub(super) fn index(&self) -> &Index {
         &self.index
     }
+
+    pub(super) fn file(&self) -> &dyn ReadAt {
+        &*self.file
+    }
 }
 
 pub(super) fn check_len(path: &Path, len: u64, expected: u64) -> Result<(), SegmentError> {
@@ -290,7 +294,7 @@ fn detail(error: SegmentError) -> String {
 }
 
 /// An error of reading at `offset`, as damage if it says that the file is too short.
-fn read_error(path: &Path, offset: u64, source: std::io::Error) -> SegmentError {
+pub(super) fn read_error(path: &Path, offset: u64, source: std::io::Error) -> SegmentError {
     if source.kind() == ErrorKind::UnexpectedEof {
         SegmentError::damaged(path, offset, "the file ends within it")
     } else {
