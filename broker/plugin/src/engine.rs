@@ -4,7 +4,7 @@
 //! the cost of a call and is off; the pooling allocator makes an instance in microseconds; 4 GiB
 //! reservations spare the guest bounds checks; epochs cost less than fuel and are time.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, SyncSender};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
@@ -22,9 +22,11 @@ use crate::error::EngineFault;
 use crate::host::{self, HostState};
 use crate::limits::{
     DEFAULT_INSTANCES, FIBER_STACK_BYTES, KEEP_RESIDENT_BYTES, KEEP_SLOTS, MAX_CORE_INSTANCES,
-    MAX_FRAMES, MAX_INSTANCE_BYTES, MAX_INSTANCES, MAX_MEMORIES, MAX_MEMORY_BYTES,
-    MAX_TABLE_ELEMENTS, MAX_TABLES, POOL_WAIT, TENANT_CALLS, TICK, WASM_STACK_BYTES,
+    MAX_COUNTED_TENANTS, MAX_FRAMES, MAX_INSTANCE_BYTES, MAX_INSTANCES, MAX_MEMORIES,
+    MAX_MEMORY_BYTES, MAX_TABLE_ELEMENTS, MAX_TABLES, POOL_WAIT, TENANT_CALLS, TICK,
+    WASM_STACK_BYTES,
 };
+use crate::meter::Usage;
 
 /// How the engine is set up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +55,10 @@ struct Shared {
     places: Arc<Semaphore>,
     /// Turns of the tenants that have runners.
     tenants: Mutex<HashMap<Tenant, Weak<Semaphore>>>,
+    /// What the plugins of each tenant have used.
+    usages: Mutex<BTreeMap<Tenant, Arc<Usage>>>,
+    /// Of the tenants for which there was no room.
+    others: Arc<Usage>,
     instances: u32,
     ticker: Ticker,
 }
@@ -90,6 +96,8 @@ impl PluginEngine {
             linker,
             places,
             tenants: Mutex::default(),
+            usages: Mutex::default(),
+            others: Arc::default(),
             instances,
             ticker,
         };
@@ -141,6 +149,35 @@ impl PluginEngine {
         let turns = Arc::new(Semaphore::new(TENANT_CALLS));
         tenants.insert(tenant.clone(), Arc::downgrade(&turns));
         turns
+    }
+
+    /// What the plugins that run for this tenant have used since the engine was started, over all
+    /// runners.
+    #[must_use]
+    pub fn usage_of(&self, tenant: &Tenant) -> Arc<Usage> {
+        // Valid after every statement.
+        let usages = self.shared.usages.lock();
+        let mut usages = usages.unwrap_or_else(PoisonError::into_inner);
+        if usages.len() >= MAX_COUNTED_TENANTS && !usages.contains_key(tenant) {
+            return Arc::clone(&self.shared.others);
+        }
+        Arc::clone(usages.entry(tenant.clone()).or_default())
+    }
+
+    /// What the plugins of every tenant have used, in order; at the end, without a name, those of
+    /// the tenants for which there was no room.
+    #[must_use]
+    pub fn usages(&self) -> Vec<(Option<Tenant>, Arc<Usage>)> {
+        let usages = self.shared.usages.lock();
+        let usages = usages.unwrap_or_else(PoisonError::into_inner);
+        let mut all: Vec<_> = usages
+            .iter()
+            .map(|(tenant, usage)| (Some(tenant.clone()), Arc::clone(usage)))
+            .collect();
+        if usages.len() >= MAX_COUNTED_TENANTS {
+            all.push((None, Arc::clone(&self.shared.others)));
+        }
+        all
     }
 
     /// Keeps the ticker going while a guest runs.
@@ -283,6 +320,21 @@ mod tests {
             let error = PluginEngine::new(EngineConfig { instances }).expect_err("refused");
             assert!(error.to_string().contains("expected 1 to"), "{error}");
         }
+    }
+
+    #[test]
+    fn tenants_are_counted_apart_up_to_a_limit() {
+        let engine = PluginEngine::new(EngineConfig { instances: 1 }).expect("an engine");
+        let tenant = |number: usize| format!("t{number}").parse::<Tenant>().expect("a name");
+        for number in 0..MAX_COUNTED_TENANTS + 2 {
+            Usage::within(engine.usage_of(&tenant(number))).count_call(3);
+        }
+        Usage::within(engine.usage_of(&tenant(0))).count_call(4);
+        let usages = engine.usages();
+        assert_eq!(usages.len(), MAX_COUNTED_TENANTS + 1);
+        assert_eq!((usages[0].1.calls(), usages[0].1.records()), (2, 7));
+        let (name, others) = usages.last().expect("the others");
+        assert_eq!((name, others.records()), (&None, 6));
     }
 
     #[tokio::test(start_paused = true)]

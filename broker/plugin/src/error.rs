@@ -85,6 +85,78 @@ pub enum Fault {
     Engine(#[from] EngineFault),
 }
 
+/// The kinds of what can go wrong, to be counted by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultKind {
+    /// The plugin asks for the same batch again.
+    Retry,
+    /// The plugin gave up.
+    Fatal,
+    /// The plugin cannot process a record.
+    BadRecord,
+    /// The plugin refused its configuration.
+    Init,
+    /// The plugin's code failed.
+    Trap,
+    /// The plugin returned what the interface does not allow.
+    Output,
+    /// The plugin waited for something.
+    Waited,
+    /// A cap was reached.
+    Limit,
+    /// The broker's fault.
+    Engine,
+}
+
+impl FaultKind {
+    /// Every one.
+    pub const ALL: [Self; 9] = [
+        Self::Retry,
+        Self::Fatal,
+        Self::BadRecord,
+        Self::Init,
+        Self::Trap,
+        Self::Output,
+        Self::Waited,
+        Self::Limit,
+        Self::Engine,
+    ];
+
+    /// In a word.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Retry => "retry",
+            Self::Fatal => "fatal",
+            Self::BadRecord => "bad_record",
+            Self::Init => "init",
+            Self::Trap => "trap",
+            Self::Output => "output",
+            Self::Waited => "waited",
+            Self::Limit => "limit",
+            Self::Engine => "engine",
+        }
+    }
+}
+
+impl Fault {
+    /// Its kind.
+    #[must_use]
+    pub fn kind(&self) -> FaultKind {
+        match self {
+            Self::Guest(GuestFault::Retry(_)) => FaultKind::Retry,
+            Self::Guest(GuestFault::Fatal(_)) => FaultKind::Fatal,
+            Self::Guest(GuestFault::BadRecord { .. }) => FaultKind::BadRecord,
+            Self::Guest(GuestFault::Init(_)) => FaultKind::Init,
+            Self::Guest(GuestFault::Trap(_)) => FaultKind::Trap,
+            Self::Guest(GuestFault::Output(_)) => FaultKind::Output,
+            Self::Guest(GuestFault::Waited) => FaultKind::Waited,
+            Self::Limit(_) => FaultKind::Limit,
+            Self::Engine(_) => FaultKind::Engine,
+        }
+    }
+}
+
 /// The plugin's own doing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum GuestFault {
@@ -250,6 +322,17 @@ mod tests {
             "plugin acme/alerts version 3 at topic acme/quakes, partition 7: \
              used more than 100ms of CPU time in one call and was stopped"
         );
+    }
+
+    #[test]
+    fn every_kind_has_its_own_counter() {
+        for (at, kind) in FaultKind::ALL.into_iter().enumerate() {
+            assert_eq!(kind as usize, at, "{kind:?}");
+        }
+        let usage = crate::Usage::default();
+        usage.count_failure(FaultKind::Trap);
+        assert_eq!(usage.failures_of(FaultKind::Trap), 1);
+        assert_eq!(usage.failures(), 1);
     }
 
     #[test]

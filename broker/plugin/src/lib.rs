@@ -35,7 +35,7 @@ mod trusted;
 pub use columns::{Columns, HEADER, NONE, Needs, SPAN};
 pub use counters::Counters;
 pub use engine::{EngineConfig, PluginEngine};
-pub use error::{EngineFault, Fault, GuestFault, Label, LimitHit, RunError, Trapped};
+pub use error::{EngineFault, Fault, FaultKind, GuestFault, Label, LimitHit, RunError, Trapped};
 pub use inspect::{Inspection, Refusal, inspect};
 pub use limits::{BadLimit, Limits};
 pub use logbook::{Clock, LogBook, LogLevel, LogLimits, LogLine};

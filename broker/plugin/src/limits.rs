@@ -45,6 +45,9 @@ pub const POOL_WAIT: Duration = Duration::from_secs(2);
 /// hold up all others of its tenant.
 pub const TENANT_CALLS: usize = 2;
 
+/// Tenants whose use of plugins is counted apart; all further ones are counted together.
+pub const MAX_COUNTED_TENANTS: usize = 1000;
+
 /// Most functions in one upload, over all its core modules.
 pub const MAX_FUNCTIONS: u32 = 100_000;
 /// Largest body of one function, in bytes: compiling takes more than linear time in it.

@@ -8,6 +8,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::error::{Label, tame};
+use crate::meter::Usage;
 
 /// Reads the time in milliseconds since the Unix epoch.
 pub type Clock = Arc<dyn Fn() -> i64 + Send + Sync>;
@@ -145,6 +146,8 @@ pub struct LogBook {
     limits: LogLimits,
     clock: Clock,
     ring: Mutex<Ring>,
+    /// Where dropped lines are counted besides.
+    usage: Option<Arc<Usage>>,
 }
 
 impl fmt::Debug for LogBook {
@@ -174,6 +177,16 @@ impl LogBook {
             limits,
             clock,
             ring: Mutex::new(ring),
+            usage: None,
+        }
+    }
+
+    /// Counts dropped lines there too, such as on the account of the plugin's tenant.
+    #[must_use]
+    pub fn counting(self, usage: Arc<Usage>) -> Self {
+        Self {
+            usage: Some(usage),
+            ..self
         }
     }
 
@@ -194,6 +207,9 @@ impl LogBook {
             let before = ring.dropped.take().map_or(0, |(count, _)| count);
             ring.dropped = Some((before + 1, Arc::clone(from)));
             ring.dropped_total += 1;
+            if let Some(usage) = &self.usage {
+                usage.count_dropped_line();
+            }
             return;
         }
         ring.line_rate.take(1);
@@ -342,11 +358,14 @@ mod tests {
             lines_per_second: 2,
             ..LogLimits::default()
         });
+        let usage = Arc::<Usage>::default();
+        let book = book.counting(Arc::clone(&usage));
         for _ in 0..100 {
             say(&book, "x");
         }
         let read = messages(&book);
         assert_eq!((read.len(), book.dropped()), (7, 94));
+        assert_eq!(usage.dropped_lines(), 94);
         assert!(read[6].starts_with("94 lines dropped"), "{read:?}");
         say(&book, "z");
         time.fetch_add(1_000, Ordering::Relaxed);

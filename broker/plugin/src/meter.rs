@@ -15,19 +15,38 @@ use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
+use crate::error::FaultKind;
 use crate::limits::TICK;
 
-/// What a runner has used so far. Readable at any time.
+/// What a runner has used so far, or all runners of a tenant. Readable at any time.
 #[derive(Debug, Default)]
 pub struct Usage {
     cpu_ns: AtomicU64,
     calls: AtomicU64,
     records: AtomicU64,
-    failures: AtomicU64,
+    failures: [AtomicU64; FaultKind::ALL.len()],
     starts: AtomicU64,
+    dropped_lines: AtomicU64,
+    /// Where the same is counted over all runners.
+    whole: Option<Arc<Usage>>,
 }
 
 impl Usage {
+    /// Of a part: what it counts, `whole` counts too.
+    pub(crate) fn within(whole: Arc<Self>) -> Self {
+        Self {
+            whole: Some(whole),
+            ..Self::default()
+        }
+    }
+
+    fn add(&self, counter: impl Fn(&Self) -> &AtomicU64, by: u64) {
+        counter(self).fetch_add(by, Ordering::Relaxed);
+        if let Some(whole) = &self.whole {
+            counter(whole).fetch_add(by, Ordering::Relaxed);
+        }
+    }
+
     /// CPU time spent in the guest and in moving its data, starts included.
     #[must_use]
     pub fn cpu(&self) -> Duration {
@@ -49,7 +68,14 @@ impl Usage {
     /// Calls and starts that ended in an error of any kind.
     #[must_use]
     pub fn failures(&self) -> u64 {
-        self.failures.load(Ordering::Relaxed)
+        let counts = self.failures.iter();
+        counts.map(|count| count.load(Ordering::Relaxed)).sum()
+    }
+
+    /// How many of them were of this kind.
+    #[must_use]
+    pub fn failures_of(&self, kind: FaultKind) -> u64 {
+        self.failures[kind as usize].load(Ordering::Relaxed)
     }
 
     /// Instances made.
@@ -58,22 +84,32 @@ impl Usage {
         self.starts.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn count_call(&self, records: usize) {
-        self.calls.fetch_add(1, Ordering::Relaxed);
-        self.records.fetch_add(records as u64, Ordering::Relaxed);
+    /// Log lines dropped for being over the rate.
+    #[must_use]
+    pub fn dropped_lines(&self) -> u64 {
+        self.dropped_lines.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn count_failure(&self) {
-        self.failures.fetch_add(1, Ordering::Relaxed);
+    pub(crate) fn count_call(&self, records: usize) {
+        self.add(|usage| &usage.calls, 1);
+        self.add(|usage| &usage.records, records as u64);
+    }
+
+    pub(crate) fn count_failure(&self, kind: FaultKind) {
+        self.add(|usage| &usage.failures[kind as usize], 1);
     }
 
     pub(crate) fn count_start(&self) {
-        self.starts.fetch_add(1, Ordering::Relaxed);
+        self.add(|usage| &usage.starts, 1);
+    }
+
+    pub(crate) fn count_dropped_line(&self) {
+        self.add(|usage| &usage.dropped_lines, 1);
     }
 
     fn add_cpu(&self, time: Duration) {
         let ns = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-        self.cpu_ns.fetch_add(ns, Ordering::Relaxed);
+        self.add(|usage| &usage.cpu_ns, ns);
     }
 }
 

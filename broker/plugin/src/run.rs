@@ -126,6 +126,7 @@ impl Runner {
             counters,
         } = spec;
         limits.check()?;
+        let usage = Arc::new(Usage::within(engine.usage_of(&tenant)));
         let label = Arc::new(label);
         let around = Surroundings {
             config: Arc::new(config),
@@ -150,7 +151,7 @@ impl Runner {
             live: None,
             needs: None,
             meter: Meter::new(),
-            usage: Arc::default(),
+            usage,
         })
     }
 
@@ -386,7 +387,7 @@ impl Runner {
     }
 
     fn error(&self, fault: Fault) -> RunError {
-        self.usage.count_failure();
+        self.usage.count_failure(fault.kind());
         RunError {
             label: Arc::clone(&self.label),
             fault,

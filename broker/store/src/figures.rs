@@ -8,14 +8,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// Buckets of a [`Histogram`].
 pub const BUCKETS: usize = 24;
 
-/// How often values of which size occurred. Bucket 0 counts values below `first`, each further one
-/// those up to twice as large as the one before, and the last one everything above.
+/// How often values of which size occurred. Bucket 0 counts values up to `first`, each further one
+/// those up to twice as large as the one before, and the last one everything above. Where a bucket
+/// ends, [`millstream_proto::storage::Histogram::edge`] says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Histogram {
-    /// The bound of the first bucket, excluded.
+    /// The greatest value that the first bucket counts.
     pub first: u64,
     /// How many values fell into each bucket.
     pub counts: [u64; BUCKETS],
+    /// The sum of all values.
+    pub sum: u64,
 }
 
 impl Histogram {
@@ -24,50 +27,39 @@ impl Histogram {
     pub fn total(&self) -> u64 {
         self.counts.iter().sum()
     }
-
-    /// The bound below which at least `per_mille` of a thousand values lay; `None` without values.
-    #[must_use]
-    pub fn bound(&self, per_mille: u64) -> Option<u64> {
-        let total = self.total();
-        let wanted = total.saturating_mul(per_mille).div_ceil(1000).max(1);
-        let mut seen = 0;
-        for (at, count) in self.counts.iter().enumerate() {
-            seen += count;
-            if total > 0 && seen >= wanted {
-                return Some(self.first << at);
-            }
-        }
-        None
-    }
 }
 
 /// A [`Histogram`] that is being counted.
 pub(crate) struct Tally {
     first: u64,
     counts: [AtomicU64; BUCKETS],
+    sum: AtomicU64,
 }
 
 impl Tally {
-    /// Values below `first`, which is not 0, go to the first bucket.
+    /// Values up to `first`, which is not 0, go to the first bucket.
     pub(crate) const fn new(first: u64) -> Self {
         Self {
             first,
             counts: [const { AtomicU64::new(0) }; BUCKETS],
+            sum: AtomicU64::new(0),
         }
     }
 
     pub(crate) fn count(&self, value: u64) {
-        let bucket = (value / self.first)
+        let bucket = (value.saturating_sub(1) / self.first)
             .checked_ilog2()
             .map_or(0, |log| log + 1);
         let bucket = (bucket as usize).min(BUCKETS - 1);
         self.counts[bucket].fetch_add(1, Ordering::Relaxed);
+        self.sum.fetch_add(value, Ordering::Relaxed);
     }
 
     pub(crate) fn read(&self) -> Histogram {
         Histogram {
             first: self.first,
             counts: std::array::from_fn(|at| self.counts[at].load(Ordering::Relaxed)),
+            sum: self.sum.load(Ordering::Relaxed),
         }
     }
 }
@@ -112,25 +104,32 @@ impl StorageFigures {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
+    use millstream_proto::storage;
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
-    fn values_fall_below_the_bound_of_their_bucket() {
-        let tally = Tally::new(64);
-        assert_eq!(tally.read().bound(500), None);
-        for (value, bound) in [(0, 64), (63, 64), (64, 128), (127, 128), (128, 256)] {
+    fn a_value_that_is_an_edge_belongs_below_it() {
+        for (value, bucket) in [(0, 0), (64, 0), (65, 1), (128, 1), (129, 2), (1 << 40, 23)] {
             let tally = Tally::new(64);
             tally.count(value);
-            assert_eq!(tally.read().bound(1), Some(bound), "{value}");
-            assert_eq!(tally.read().bound(1000), Some(bound), "{value}");
+            let read = tally.read();
+            assert_eq!(read.counts[bucket], 1, "{value}");
+            assert_eq!((read.total(), read.sum), (1, value));
         }
-        for value in [1, 1, 1, 1, 1, 1, 1, 1, 1, u64::MAX] {
+    }
+
+    proptest! {
+        #[test]
+        fn values_lie_between_the_edges_of_their_bucket(value: u64, first in 1..1u64 << 20) {
+            let tally = Tally::new(first);
             tally.count(value);
+            let bucket = tally.read().counts.iter().position(|count| *count == 1).unwrap();
+            let edge = |at| storage::Histogram::edge(first, at);
+            prop_assert!(bucket == 0 || value > edge(bucket - 1));
+            prop_assert!(bucket == BUCKETS - 1 || value <= edge(bucket));
         }
-        let read = tally.read();
-        assert_eq!((read.total(), read.counts[BUCKETS - 1]), (10, 1));
-        assert_eq!(read.bound(900), Some(64));
-        assert_eq!(read.bound(901), Some(64 << (BUCKETS - 1)));
     }
 
     #[test]

@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -40,6 +40,24 @@ pub(crate) struct Gate {
     room: Arc<Semaphore>,
     /// Whether appends must wait for the engine to make room on the disk.
     full: watch::Sender<bool>,
+    /// Appends that wait, for whatever room.
+    appends_waiting: AtomicU64,
+}
+
+/// One append more that waits, as long as this lives.
+struct InLine<'a>(&'a AtomicU64);
+
+impl<'a> InLine<'a> {
+    fn enter(waiting: &'a AtomicU64) -> Self {
+        waiting.fetch_add(1, Ordering::Relaxed);
+        Self(waiting)
+    }
+}
+
+impl Drop for InLine<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Gate {
@@ -50,6 +68,7 @@ impl Gate {
             closed: AtomicBool::new(false),
             room: Arc::new(Semaphore::new(QUEUE_BYTES)),
             full: watch::Sender::new(false),
+            appends_waiting: AtomicU64::new(0),
         }
     }
 
@@ -107,6 +126,10 @@ impl Gate {
         }
     }
 
+    pub(crate) fn appends_waiting(&self) -> u64 {
+        self.appends_waiting.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn queued_bytes(&self) -> u64 {
         (QUEUE_BYTES - self.room.available_permits()) as u64
     }
@@ -127,6 +150,7 @@ impl Gate {
         self: Arc<Self>,
         bytes: usize,
     ) -> Result<Permit, CommitError> {
+        let _in_line = InLine::enter(&self.appends_waiting);
         let mut full = self.full.subscribe();
         loop {
             // The sender lives as long as this gate.

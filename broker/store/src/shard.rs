@@ -75,6 +75,7 @@ impl Shard {
             batches: counters.batches.load(Ordering::Relaxed),
             bytes: counters.bytes.load(Ordering::Relaxed),
             queued_bytes: self.queue.gate.queued_bytes(),
+            appends_waiting: self.queue.gate.appends_waiting(),
             file_bytes: counters.file_bytes.load(Ordering::Relaxed),
             commit_bytes: counters.commit_bytes.read(),
             commit_us: counters.commit_us.read(),

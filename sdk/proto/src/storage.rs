@@ -5,18 +5,30 @@ use serde::{Deserialize, Serialize};
 use crate::name::TopicName;
 use crate::offset::{Offset, PartitionId};
 
-/// How often values of which size occurred. The first bucket counts values below `first`, each
+/// How often values of which size occurred. The first bucket counts values up to `first`, each
 /// further one those up to twice as large as the one before, and the last one everything above.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Histogram {
-    /// The bound of the first bucket, excluded.
+    /// The greatest value that the first bucket counts.
     pub first: u64,
     /// How many values fell into each bucket.
     pub counts: Vec<u64>,
 }
 
 impl Histogram {
-    /// The bound below which at least `per_mille` of a thousand values lay; `None` without values.
+    /// The greatest value that bucket `at` of a histogram counts whose first one counts values up to
+    /// `first`; what the last bucket counts may be greater.
+    #[must_use]
+    pub const fn edge(first: u64, at: usize) -> u64 {
+        // A shift as far as this is an overflow, whatever is shifted.
+        if at >= 64 {
+            return u64::MAX;
+        }
+        first.saturating_mul(1 << at)
+    }
+
+    /// The edge of the bucket up to which at least `per_mille` of a thousand values lay; `None`
+    /// without values.
     #[must_use]
     pub fn bound(&self, per_mille: u64) -> Option<u64> {
         let total = self
@@ -30,8 +42,7 @@ impl Histogram {
             seen >= wanted
         };
         let at = self.counts.iter().position(reached)?;
-        let doubled = 1u64.checked_shl(u32::try_from(at).unwrap_or(u32::MAX));
-        Some(self.first.saturating_mul(doubled.unwrap_or(u64::MAX)))
+        Some(Self::edge(self.first, at))
     }
 }
 
@@ -195,6 +206,8 @@ mod tests {
             of(u64::MAX, &[u64::MAX, u64::MAX]).bound(1000),
             Some(u64::MAX)
         );
+        assert_eq!(Histogram::edge(0, 64), u64::MAX);
+        assert_eq!(Histogram::edge(3, 2), 12);
     }
 
     #[test]

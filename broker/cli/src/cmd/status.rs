@@ -100,7 +100,7 @@ fn figures(shard: &ShardStorage) -> Table {
 fn spread(histogram: &Histogram, show: fn(u64) -> String) -> String {
     let below = |per_mille| histogram.bound(per_mille).map(show);
     match (below(500), below(990)) {
-        (Some(half), Some(most)) => format!("half below {half}, 99% below {most}"),
+        (Some(half), Some(most)) => format!("half up to {half}, 99% up to {most}"),
         _ => "none yet".to_owned(),
     }
 }
