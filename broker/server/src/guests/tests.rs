@@ -20,7 +20,10 @@ use super::fixture::{
 use super::*;
 use crate::config::PluginsConfig;
 use crate::limits::MAX_BAD_RECORDS;
-use crate::log::{Stored, Topic};
+use crate::log::Topic;
+
+mod policies;
+mod subscription;
 
 /// Keeps records whose value's first byte is less than `bound`.
 fn below(bound: u8) -> PluginUse {
@@ -94,6 +97,7 @@ async fn a_batch_that_passes_whole_is_not_copied() {
             panic!("{passed:?}")
         };
         assert_eq!((append.partition(), passed.dropped), (PartitionId(3), 0));
+        assert!(passed.in_order);
         assert_eq!(append.batch().bytes().as_ptr(), batch.bytes().as_ptr());
     }
 }
@@ -182,162 +186,6 @@ async fn a_partitioner_that_sends_all_to_one_place_copies_nothing() {
         passed.appends[0].batch().bytes().as_ptr(),
         batch.bytes().as_ptr()
     );
-}
-
-#[tokio::test]
-async fn stop_stops_for_good_and_names_plugin_version_and_cause() {
-    let world = World::new();
-    let topic = world.topic("acme/t", 1);
-    for guest in [BAD_FILTER, BAD_TRANSFORM, BAD_PARTITIONER] {
-        let uses = [bad(guest, "trap-on-poison", ErrorPolicy::Stop)];
-        let chain = attach(&world, &topic, &uses).await.unwrap();
-        let fine = batch_of(&[Rec::new("k", "fine")]);
-        assert_eq!(
-            chain
-                .run(fine.clone(), None, &topic)
-                .await
-                .unwrap()
-                .appends
-                .len(),
-            1
-        );
-        assert_eq!(chain.stopped(), None);
-        let poison = batch_of(&[Rec::new("k", "poison")]);
-        let error = chain.run(poison, None, &topic).await.unwrap_err();
-        assert_eq!(error.code, ErrorCode::PluginFailed, "{error}");
-        for part in [guest.name, "version 2", "topic acme/t", "attached again"] {
-            assert!(error.message.contains(part), "{part} in {error}");
-        }
-        // Even for records that would have passed.
-        let error = chain.run(fine, None, &topic).await.unwrap_err();
-        assert_eq!(error.code, ErrorCode::PluginFailed);
-        assert!(chain.stopped().unwrap().contains(guest.name));
-    }
-}
-
-#[tokio::test]
-async fn skip_leaves_out_the_call_and_goes_on() {
-    let world = World::new();
-    let topic = world.topic("acme/t", 1);
-    for guest in [BAD_FILTER, BAD_TRANSFORM, BAD_PARTITIONER] {
-        let uses = [bad(guest, "trap-on-poison", ErrorPolicy::Skip)];
-        let chain = attach(&world, &topic, &uses).await.unwrap();
-        let poison = batch_of(&[Rec::new("k", "fine"), Rec::new("k", "poison")]);
-        let passed = chain.run(poison, None, &topic).await.unwrap();
-        assert_eq!((passed.appends.len(), passed.dropped), (0, 2), "{guest:?}");
-        let fine = chain
-            .run(batch_of(&[Rec::new("k", "fine")]), None, &topic)
-            .await
-            .unwrap();
-        assert_eq!((fine.appends.len(), fine.dropped), (1, 0), "{guest:?}");
-    }
-}
-
-#[tokio::test]
-async fn dead_letters_are_part_of_the_same_commit() {
-    for guest in [BAD_FILTER, BAD_TRANSFORM, BAD_PARTITIONER] {
-        let world = World::new();
-        let (topic, dead) = (world.topic("acme/t", 1), world.topic("acme/dead", 1));
-        let uses = [bad(guest, "bad-record-on-poison", dead_letter("acme/dead"))];
-        let chain = attach(&world, &topic, &uses).await.unwrap();
-        let own = Rec {
-            headers: vec![("h".into(), b"1".to_vec())],
-            ..Rec::new("k", "poison 1")
-        };
-        let records = [
-            Rec::new("k", "a"),
-            own,
-            Rec::new("k", "b"),
-            Rec::new("k", "poison 2"),
-        ];
-        let passed = chain.run(batch_of(&records), None, &topic).await.unwrap();
-        assert_eq!((passed.appends.len(), passed.dropped), (2, 2));
-        world.commit(passed.appends).await;
-        let texts = |records: &[Rec]| records.iter().map(Rec::value_text).collect::<Vec<_>>();
-        assert_eq!(
-            texts(&contents(&topic).await[0]),
-            ["a", "b"],
-            "only the bad are left out"
-        );
-        let dead = &contents(&dead).await[0];
-        assert_eq!(texts(dead), ["poison 1", "poison 2"]);
-        assert_eq!(dead[0].header("h").as_deref(), Some("1"));
-        assert!(dead[1].header(ERROR_HEADER).unwrap().contains("told to"));
-        let plugin = format!("acme/{} version 2", guest.name);
-        assert_eq!(dead[1].header(PLUGIN_HEADER), Some(plugin));
-        assert_eq!(dead[1].header(SOURCE_HEADER).as_deref(), Some("acme/t"));
-    }
-}
-
-#[tokio::test]
-async fn a_plugin_that_calls_everything_bad_is_not_asked_for_ever() {
-    let world = World::new();
-    let (topic, dead) = (world.topic("acme/t", 1), world.topic("acme/dead", 1));
-    let uses = [bad(BAD_FILTER, "bad-record", dead_letter("acme/dead"))];
-    let chain = attach(&world, &topic, &uses).await.unwrap();
-    let records = vec![Rec::new("k", "v"); 100 + MAX_BAD_RECORDS];
-    let passed = chain.run(batch_of(&records), None, &topic).await.unwrap();
-    assert_eq!(passed.dropped as usize, records.len());
-    world.commit(passed.appends).await;
-    assert_eq!(contents(&dead).await[0].len(), records.len());
-}
-
-#[tokio::test]
-async fn a_filters_dead_letters_need_a_topic_or_are_dropped() {
-    let config = [("field", "mag"), ("op", ">"), ("value", "1")];
-    let world = World::new();
-    let (topic, dead) = (world.topic("acme/t", 1), world.topic("acme/dead", 1));
-    let records = [
-        quake("a", 2.0, 1.0, 1.0),
-        Rec::new("b", "{mag}"),
-        quake("c", 0.5, 1.0, 1.0),
-    ];
-    for (policy, expected) in [(dead_letter("acme/dead"), 1), (ErrorPolicy::Stop, 0)] {
-        let before = contents(&dead).await[0].len();
-        let uses = [using(FILTER_JSON, &config, policy)];
-        let chain = attach(&world, &topic, &uses).await.unwrap();
-        let passed = chain.run(batch_of(&records), None, &topic).await.unwrap();
-        assert_eq!(passed.dropped, 2);
-        world.commit(passed.appends).await;
-        assert_eq!(contents(&dead).await[0].len() - before, expected);
-    }
-}
-
-#[tokio::test]
-async fn a_dead_letter_topic_that_is_gone_stops_the_chain() {
-    let world = World::new();
-    let (topic, _) = (world.topic("acme/t", 1), world.topic("acme/dead", 1));
-    let uses = [bad(
-        BAD_FILTER,
-        "bad-record-on-poison",
-        dead_letter("acme/dead"),
-    )];
-    let chain = attach(&world, &topic, &uses).await.unwrap();
-    world.forget_topic("acme/dead");
-    let poison = batch_of(&[Rec::new("k", "poison")]);
-    let error = chain.run(poison, None, &topic).await.unwrap_err();
-    assert!(
-        error.message.contains("acme/dead does not exist"),
-        "{error}"
-    );
-}
-
-#[tokio::test]
-async fn retry_is_handed_to_the_producer_and_fatal_stops_whatever_the_policy() {
-    let world = World::new();
-    let topic = world.topic("acme/t", 1);
-    let batch = batch_of(&[Rec::new("k", "v")]);
-    let uses = [bad(BAD_FILTER, "retry", ErrorPolicy::Skip)];
-    let chain = attach(&world, &topic, &uses).await.unwrap();
-    let error = chain.run(batch.clone(), None, &topic).await.unwrap_err();
-    assert_eq!(error.code, ErrorCode::PluginRetry);
-    assert!(error.retry_after_ms.is_some());
-    assert_eq!(chain.stopped(), None);
-    let uses = [bad(BAD_FILTER, "fatal", ErrorPolicy::Skip)];
-    let chain = attach(&world, &topic, &uses).await.unwrap();
-    let error = chain.run(batch, None, &topic).await.unwrap_err();
-    assert_eq!(error.code, ErrorCode::PluginFailed);
-    assert!(chain.stopped().unwrap().contains("gave up: told to"));
 }
 
 #[tokio::test]
@@ -490,131 +338,6 @@ async fn no_plugin_holds_up_the_start_of_the_broker() {
     let error = chain.run(batch_of(&numbered(1)), None, &topic).await;
     assert_eq!(error.unwrap_err().code, ErrorCode::PluginFailed);
     assert!(chain.stopped().is_some());
-}
-
-async fn subscribe(world: &Arc<World>, uses: &[PluginUse]) -> SubscriptionChain {
-    let (directory, store) = (world.directory(), Arc::clone(&world.store));
-    let topic = "acme/t".parse().unwrap();
-    guests()
-        .subscription_chain(&topic, &me(), uses.to_vec(), directory, store)
-        .await
-        .unwrap()
-}
-
-#[tokio::test]
-async fn a_subscription_keeps_the_offsets_of_what_passes() {
-    let world = World::new();
-    let chain = subscribe(&world, &[below(30)]).await;
-    let stored = |batch| Stored {
-        base: Offset(1_000),
-        batch,
-    };
-    let whole = stored(batch_of(&numbered(20)));
-    let through = chain.run(whole.clone(), PartitionId(2)).await.unwrap();
-    let Through::Whole(same) = through else {
-        panic!("{through:?}")
-    };
-    assert_eq!((same.base, same.batch), (whole.base, whole.batch));
-
-    let high = |n: u8| numbered(n + 1).remove(usize::from(n));
-    let mixed: Vec<_> = [50, 3, 60, 61, 4, 5, 70].map(high).to_vec();
-    let through = chain
-        .run(stored(batch_of(&mixed)), PartitionId(2))
-        .await
-        .unwrap();
-    let Through::Made(batches) = through else {
-        panic!("{through:?}")
-    };
-    let got: Vec<_> = batches
-        .iter()
-        .flat_map(|batch| decoded(batch, None))
-        .collect();
-    let offsets: Vec<_> = got.iter().map(|rec| rec.offset).collect();
-    assert_eq!(offsets, [1_001, 1_004, 1_005]);
-    assert_eq!(unplaced(got), [3, 4, 5].map(high));
-
-    let none = chain
-        .run(stored(batch_of(&[high(99)])), PartitionId(2))
-        .await
-        .unwrap();
-    assert!(matches!(none, Through::Made(batches) if batches.is_empty()));
-}
-
-#[tokio::test]
-async fn a_subscription_commits_its_dead_letters_with_their_source() {
-    let world = World::new();
-    let dead = world.topic("acme/dead", 1);
-    let uses = [bad(
-        BAD_TRANSFORM,
-        "bad-record-on-poison",
-        dead_letter("acme/dead"),
-    )];
-    let chain = subscribe(&world, &uses).await;
-    let batch = batch_of(&[Rec::new("k", "fine"), Rec::new("k", "poison")]);
-    let through = chain
-        .run(
-            Stored {
-                base: Offset(40),
-                batch,
-            },
-            PartitionId(2),
-        )
-        .await
-        .unwrap();
-    assert!(matches!(through, Through::Made(batches) if batches[0].count() == 1));
-    let dead = &contents(&dead).await[0][0];
-    assert_eq!(dead.header(SOURCE_HEADER).as_deref(), Some("acme/t/2/41"));
-}
-
-#[tokio::test]
-async fn a_plugin_is_cut_off_when_its_reader_has_gone() {
-    let world = World::new();
-    let dead = world.topic("acme/dead", 1);
-    let chain = subscribe(&world, &[bad(BAD_FILTER, "spin", dead_letter("acme/dead"))]).await;
-    let stored = |base| Stored {
-        base: Offset(base),
-        batch: batch_of(&numbered(1)),
-    };
-    {
-        // The plugin spins for longer, in CPU time: it has begun, and is not finished.
-        let gone = chain.run(stored(1), PartitionId(0));
-        let waited = tokio::time::timeout(Duration::from_millis(20), gone).await;
-        assert!(waited.is_err());
-    }
-    chain.run(stored(2), PartitionId(0)).await.unwrap();
-    let sources: Vec<_> = contents(&dead).await[0]
-        .iter()
-        .filter_map(|rec| rec.header(SOURCE_HEADER))
-        .collect();
-    assert_eq!(sources, ["acme/t/0/2"]);
-}
-
-#[tokio::test]
-async fn a_subscription_ends_with_its_plugin() {
-    let world = World::new();
-    let chain = subscribe(
-        &world,
-        &[bad(BAD_FILTER, "trap-on-poison", ErrorPolicy::Stop)],
-    )
-    .await;
-    let stored = |text| Stored {
-        base: Offset(0),
-        batch: batch_of(&[Rec::new("k", text)]),
-    };
-    let error = chain
-        .run(stored("poison"), PartitionId(0))
-        .await
-        .unwrap_err();
-    assert_eq!(error.code, ErrorCode::PluginFailed);
-    assert!(error.message.contains("subscribe again"), "{error}");
-    assert!(chain.run(stored("fine"), PartitionId(0)).await.is_err());
-    let route = vec![using(ROUTE_BY_REGION, &[], ErrorPolicy::Stop)];
-    let (directory, store) = (world.directory(), Arc::clone(&world.store));
-    let topic = "acme/t".parse().unwrap();
-    let error = guests()
-        .subscription_chain(&topic, &me(), route, directory, store)
-        .await;
-    assert_eq!(error.unwrap_err().code, ErrorCode::AttachInvalid);
 }
 
 #[tokio::test]
