@@ -126,7 +126,7 @@ struct WhichArgs {
     /// This one, or `latest`.
     #[arg(long, value_name = "ID", value_parser = which)]
     backup: Option<Which>,
-    /// The newest that is not younger than this, such as 2026-11-20T11:00:00Z.
+    /// The last of those that are not younger than this, such as 2026-11-20T11:00:00Z.
     #[arg(long, value_name = "TIME", value_parser = before)]
     before: Option<Which>,
 }
@@ -411,6 +411,15 @@ async fn run_restore(out: Output, args: RestoreArgs) -> Outcome {
     let which = args.which.backup.or(args.which.before);
     let which = which.ok_or_else(|| CliError::usage("give --backup or --before"))?;
     let manifest = target.find(&which).await?;
+    if let Which::Before(_) = which
+        && let Some(ahead) = target.ahead_of(&manifest.id).await?
+    {
+        out.note(&format!(
+            "note: backup {ahead} was made before {}, and says a later time: the clock was set \
+             back in between. If the time that you gave is one from before that, name the backup",
+            manifest.id
+        ));
+    }
     let selection = match (args.tenant, args.topic) {
         (Some(tenant), _) => Selection::Tenant(tenant),
         (None, Some(topic)) => Selection::Topic(topic),

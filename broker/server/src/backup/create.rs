@@ -104,8 +104,10 @@ impl Copying<'_> {
         let spool = self.spool(frozen, options).await?;
         let parts = self.send_parts(&spool).await?;
         let segments = self.send_segments(frozen, &known).await?;
+        // Now, not before: another store's backup may have come meanwhile.
+        let before = self.target.ids().await?;
         let manifest = Manifest {
-            id: BackupId::new(options.now_ms),
+            id: BackupId::new(options.now_ms, &before),
             store: frozen.store().to_string(),
             shard: 0,
             created_ms: options.now_ms,

@@ -3,6 +3,7 @@
 //! A manifest is two lines of text: `millstream-backup 1 <SHA-256 of the second line>`, and a JSON
 //! document. The first line's layout never changes, whatever the version.
 
+use std::cmp::Ordering;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
@@ -22,20 +23,27 @@ use super::target::digest;
 const FORMAT: u32 = 1;
 const MAGIC: &str = "millstream-backup";
 
-/// The name of a backup: when it was made, and a few digits that no other has. Names sort as
-/// their times do.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+/// The name of a backup: its number, when it was made, and a few digits that no other has. Of
+/// two backups the later has the greater number, whatever the clock said, and that is their order.
+/// Backups that the first builds made have no number in their names, and come before all others.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct BackupId(String);
 
 const ID_TIME: &[BorrowedFormatItem<'_>] =
     format_description!("[year][month][day]T[hour][minute][second].[subsecond digits:3]Z");
 const ID_TIME_LEN: usize = 20;
+const ID_SEQUENCE_LEN: usize = 8;
+/// The greatest number that fits a name; behind it names differ in time and digits only.
+const LAST_SEQUENCE: u32 = 99_999_999;
 const ID_RANDOM_LEN: usize = 8;
 
 impl BackupId {
-    /// A new name for a backup made at `ms`, in milliseconds since the Unix epoch.
-    pub(super) fn new(ms: i64) -> Self {
+    /// A new name for a backup made at `ms`, in milliseconds since the Unix epoch, where those of
+    /// `before` are.
+    pub(super) fn new(ms: i64, before: &[Self]) -> Self {
+        let last = before.iter().map(Self::sequence).max().unwrap_or(0);
+        let sequence = last.saturating_add(1).min(LAST_SEQUENCE);
         let at = OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000);
         // A year that four digits cannot say stands for a clock that was never set.
         let at = at.unwrap_or(OffsetDateTime::UNIX_EPOCH).format(ID_TIME);
@@ -43,7 +51,10 @@ impl BackupId {
         let at = at.unwrap_or_else(|| "19700101T000000.000Z".to_owned());
         // Keyed by the system's randomness; it need not be secret, only different.
         let random = RandomState::new().hash_one(ms) as u32;
-        Self(format!("{at}-{random:08x}"))
+        Self(format!(
+            "{sequence:0width$}-{at}-{random:08x}",
+            width = ID_SEQUENCE_LEN
+        ))
     }
 
     /// The name as it is written.
@@ -52,29 +63,61 @@ impl BackupId {
         &self.0
     }
 
+    /// Its number; 0 if it has none.
+    pub(super) fn sequence(&self) -> u32 {
+        split(&self.0)
+            .and_then(|(sequence, _)| sequence)
+            .unwrap_or(0)
+    }
+
     /// The time that it says, in milliseconds since the Unix epoch.
     pub(super) fn ms(&self) -> i64 {
-        let at = time::PrimitiveDateTime::parse(&self.0[..ID_TIME_LEN], ID_TIME);
+        let at = split(&self.0).map_or("", |(_, at)| at);
+        let at = time::PrimitiveDateTime::parse(at, ID_TIME);
         let ms = at.map_or(0, |at| at.assume_utc().unix_timestamp_nanos() / 1_000_000);
         i64::try_from(ms).unwrap_or(0)
+    }
+}
+
+/// The number in a name, if it has one, and the time; `None` if it is no such name.
+fn split(text: &str) -> Option<(Option<u32>, &str)> {
+    let (rest, random) = text.rsplit_once('-')?;
+    let (sequence, at) = match rest.split_once('-') {
+        None => (None, rest),
+        Some((sequence, at)) => {
+            let is_number =
+                sequence.len() == ID_SEQUENCE_LEN && sequence.bytes().all(|b| b.is_ascii_digit());
+            (Some(sequence.parse().ok().filter(|_| is_number)?), at)
+        }
+    };
+    let is_hex = |c: char| c.is_ascii_digit() || ('a'..='f').contains(&c);
+    let is_one = at.len() == ID_TIME_LEN
+        && time::PrimitiveDateTime::parse(at, ID_TIME).is_ok()
+        && random.len() == ID_RANDOM_LEN
+        && random.chars().all(is_hex);
+    is_one.then_some((sequence, at))
+}
+
+impl PartialOrd for BackupId {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for BackupId {
+    fn cmp(&self, other: &Self) -> Ordering {
+        (self.sequence(), &self.0).cmp(&(other.sequence(), &other.0))
     }
 }
 
 impl FromStr for BackupId {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        let is_one = text.split_once('-').is_some_and(|(at, random)| {
-            let is_hex = |c: char| c.is_ascii_digit() || ('a'..='f').contains(&c);
-            at.len() == ID_TIME_LEN
-                && time::PrimitiveDateTime::parse(at, ID_TIME).is_ok()
-                && random.len() == ID_RANDOM_LEN
-                && random.chars().all(is_hex)
-        });
-        if is_one {
+        if split(text).is_some() {
             return Ok(Self(text.to_owned()));
         }
         Err(format!(
-            "{text:?} is not the name of a backup, as 20261120T111655.123Z-1a2b3c4d"
+            "{text:?} is not the name of a backup, as 00000042-20261120T111655.123Z-1a2b3c4d"
         ))
     }
 }
@@ -257,7 +300,7 @@ mod tests {
 
     fn manifest() -> Manifest {
         Manifest {
-            id: BackupId::new(1_795_173_415_123),
+            id: BackupId::new(1_795_173_415_123, &[]),
             store: format!("{:032x}", 7),
             shard: 0,
             created_ms: 1_795_173_415_123,
@@ -279,19 +322,36 @@ mod tests {
     }
 
     #[test]
-    fn names_say_the_time_and_sort_by_it() {
-        let id = BackupId::new(1_795_173_415_123);
-        assert!(id.as_str().starts_with("20261120T111655.123Z-"), "{id}");
-        assert_eq!(id.ms(), 1_795_173_415_123);
+    fn names_say_the_time_and_sort_by_number() {
+        const MS: i64 = 1_795_173_415_123;
+        let id = BackupId::new(MS, &[]);
+        let begins = "00000001-20261120T111655.123Z-";
+        assert!(id.as_str().starts_with(begins), "{id}");
+        assert_eq!((id.ms(), id.sequence()), (MS, 1));
         assert_eq!(id.as_str().parse(), Ok(id.clone()));
-        assert!(BackupId::new(1_795_173_415_124) > id);
-        assert_ne!(BackupId::new(1_795_173_415_123), id);
-        assert_eq!(BackupId::new(i64::MIN).ms(), 0);
+        // At the same moment, and after the clock was set back.
+        let mut all = vec![id];
+        for ms in [MS, MS - 3_600_000, i64::MIN] {
+            let next = BackupId::new(ms, &all);
+            assert!(all.iter().all(|earlier| *earlier < next), "{next}");
+            all.push(next);
+        }
+        assert_eq!(all[3].ms(), 0);
+        // As the first builds named them.
+        let first: BackupId = "20261120T111655.124Z-1a2b3c4d".parse().unwrap();
+        assert_eq!((first.ms(), first.sequence()), (MS + 1, 0));
+        assert!(first < all[0] && BackupId::new(MS, &[first]) > all[0].clone().min(all[1].clone()));
+        let last: BackupId = "99999999-20261120T111655.124Z-1a2b3c4d".parse().unwrap();
+        assert_eq!(BackupId::new(MS, &[last]).sequence(), LAST_SEQUENCE);
         for bad in [
             "",
             "x",
             "20261120T111655.123Z",
             "20261120T111655.123Z-1a2b3c4G",
+            "1-20261120T111655.123Z-1a2b3c4d",
+            "+0000001-20261120T111655.123Z-1a2b3c4d",
+            "00000001-00000001-20261120T111655.123Z-1a2b3c4d",
+            "00000001-1a2b3c4d",
             "../../etc/passwd",
         ] {
             assert!(bad.parse::<BackupId>().is_err(), "{bad}");
@@ -314,7 +374,7 @@ mod tests {
         for len in 0..bytes.len() {
             assert!(Manifest::decode(&bytes[..len], &manifest.id).is_err());
         }
-        let other = BackupId::new(0);
+        let other = BackupId::new(0, &[]);
         let refused = Manifest::decode(&bytes, &other).unwrap_err();
         assert!(refused.contains(manifest.id.as_str()), "{refused}");
     }

@@ -45,7 +45,9 @@ pub struct Target {
 pub enum Which {
     /// The newest.
     Latest,
-    /// The newest that is not younger than this, in milliseconds since the Unix epoch.
+    /// The last that was made of those that say they are not younger than this, in milliseconds
+    /// since the Unix epoch. The last, not the one with the latest time: should the clock have
+    /// been set back, the time means what the clock said since.
     Before(i64),
     /// This one.
     Id(BackupId),
@@ -319,10 +321,21 @@ impl Target {
     pub async fn ids(&self) -> Result<Vec<BackupId>, TargetError> {
         let listed = self.list(BACKUPS).await?;
         // Names that no backup has belong to somebody else.
-        Ok(listed
-            .iter()
-            .filter_map(|listed| listed.name.parse().ok())
-            .collect())
+        let names = listed.iter();
+        let mut ids: Vec<BackupId> = names.filter_map(|l| l.name.parse().ok()).collect();
+        ids.sort_unstable();
+        Ok(ids)
+    }
+
+    /// The last backup that was made before `id` and says a later time, if the clock has been set
+    /// back in between.
+    ///
+    /// # Errors
+    /// If the place cannot be listed.
+    pub async fn ahead_of(&self, id: &BackupId) -> Result<Option<BackupId>, TargetError> {
+        let ids = self.ids().await?.into_iter().rev();
+        let mut earlier = ids.skip_while(|other| other >= id);
+        Ok(earlier.find(|other| other.ms() > id.ms()))
     }
 
     /// All backups, the oldest first, readable or not.

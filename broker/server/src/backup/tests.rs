@@ -306,6 +306,40 @@ async fn what_was_backed_up_is_restored_whatever_came_later() {
 }
 
 #[tokio::test]
+async fn a_clock_that_stands_or_goes_back_changes_no_order() {
+    let mut world = World::new().await;
+    let begun = world.now_ms;
+    let mut made = Vec::new();
+    // A second one at the same moment, one after the clock was set back by an hour, one later.
+    for ms in [60_000, 60_000, -3_600_000, 30_000] {
+        world.now_ms = begun + ms - 60_000;
+        made.push(world.back_up().await.unwrap().id);
+        world
+            .fill(100 + made.len() as u64..101 + made.len() as u64)
+            .await;
+    }
+    assert_eq!(world.target.ids().await.unwrap(), made);
+    let listed = world.target.backups().await.unwrap();
+    assert!(listed.iter().map(|found| &found.id).eq(&made));
+    let find = async |which: Which| world.target.find(&which).await.unwrap().id;
+    assert_eq!(find(Which::Latest).await, made[3]);
+    // The time is the one that the clock has said since it was set back.
+    assert_eq!(find(Which::Before(begun + 90_000)).await, made[3]);
+    assert_eq!(find(Which::Before(begun)).await, made[2]);
+    let ahead = world.target.ahead_of(&made[3]).await.unwrap();
+    assert_eq!(ahead, Some(made[1].clone()));
+    assert_eq!(world.target.ahead_of(&made[1]).await.unwrap(), None);
+
+    let pruned = prune(&world.target, 2, &[]).await.unwrap();
+    assert_eq!(
+        (pruned.removed, pruned.kept),
+        (made[..2].to_vec(), made[2..].to_vec())
+    );
+    let again = world.back_up().await.unwrap().id;
+    assert!(made.iter().all(|id| *id < again));
+}
+
+#[tokio::test]
 async fn segments_are_copied_once() {
     let mut world = World::new().await;
     let mut first = world.back_up().await.unwrap();
