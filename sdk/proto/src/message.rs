@@ -60,7 +60,7 @@ pub struct Placement {
     pub partition: PartitionId,
     /// Offset of the first record.
     pub base: Offset,
-    /// Number of records.
+    /// Number of records; none in what follows a lone placement, see [`Ack::placements`].
     pub count: u32,
 }
 
@@ -68,7 +68,9 @@ pub struct Placement {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ack {
     /// Where. Empty when the topic's chain kept no record of it, or when the
-    /// batch is a duplicate whose placement is no longer known.
+    /// batch is a duplicate whose placement is no longer known. A lone placement of as many
+    /// records as the batch has holds them one by one, in their order; where plugins left some
+    /// out, made several of one or moved them, an empty placement follows it.
     pub placements: Vec<Placement>,
     /// The batch had been stored before; this is what happened then.
     pub duplicate: bool,
@@ -103,6 +105,88 @@ pub struct OpenSubscription {
 pub struct SubscriptionOpened {
     /// Chosen partitions and where each begins.
     pub positions: Vec<(PartitionId, Offset)>,
+}
+
+/// What a subscription tells of one partition, between the batches of all.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Notice {
+    /// The partition stands still because what comes next cannot be read; the others go on. The
+    /// broker tries again from time to time, and delivers when it can.
+    Shut {
+        /// Which.
+        partition: PartitionId,
+        /// The offset that cannot be read.
+        at: Offset,
+        /// Why, and what to do about it.
+        error: WireError,
+    },
+    /// The partition goes on elsewhere than where the reader stood.
+    Gap(Gap),
+}
+
+/// Records of a partition that a reader stood before, or had read already, and that are not there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gap {
+    /// Which partition.
+    pub partition: PartitionId,
+    /// The first offset of which there is no record, or is another one than before.
+    pub from: Offset,
+    /// The offset behind the last such.
+    pub to: Offset,
+    /// Why, which also says where the partition goes on.
+    pub cause: GapCause,
+}
+
+/// Why records are not there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum GapCause {
+    /// They were lost with a damaged segment, and given up. The reader goes on behind them.
+    Lost,
+    /// Retention removed them before they were read. The reader goes on behind them.
+    Removed,
+    /// They had been read, or committed as read, before they were on the disk, and a crash took
+    /// them: the partition ended before them when it came back. The reader goes on at the first of
+    /// these offsets, with the records that have it now.
+    Truncated,
+}
+
+impl Gap {
+    /// Where the reader goes on.
+    #[must_use]
+    pub fn resumes_at(&self) -> Offset {
+        match self.cause {
+            GapCause::Lost | GapCause::Removed => self.to,
+            GapCause::Truncated => self.from,
+        }
+    }
+}
+
+impl std::fmt::Display for Gap {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            partition,
+            from,
+            to,
+            cause,
+        } = self;
+        match cause {
+            GapCause::Lost => write!(
+                f,
+                "partition {partition}: offsets {from} to {to} were lost with damaged storage; \
+                 reading goes on at {to}"
+            ),
+            GapCause::Removed => write!(
+                f,
+                "partition {partition}: retention removed offsets {from} to {to} before they were \
+                 read; reading goes on at {to}"
+            ),
+            GapCause::Truncated => write!(
+                f,
+                "partition {partition}: offsets {from} to {to} had been read before they were \
+                 durable, and a crash took them; reading goes on at {from}, with what is there now"
+            ),
+        }
+    }
 }
 
 /// Opens an upload.
@@ -321,6 +405,14 @@ pub enum Request {
     StartBackup,
     /// How far the backup is. Answer: [`Response::Backup`].
     ShowBackup,
+    /// Remove what a consumer has committed, in all partitions; its name counts no more. Answer:
+    /// [`Response::Done`].
+    ForgetConsumer {
+        /// Of which topic.
+        topic: TopicName,
+        /// Whose.
+        consumer: ConsumerName,
+    },
 }
 
 /// An answer on the control stream; errors are frames of their own.
@@ -444,6 +536,16 @@ mod tests {
         assert_eq!(
             postcard::to_allocvec(&ack).unwrap(),
             [1, 1, 0xac, 2, 2, 0, 0]
+        );
+        let gap = Gap {
+            partition: PartitionId(1),
+            from: Offset(5),
+            to: Offset(9),
+            cause: GapCause::Truncated,
+        };
+        assert_eq!(
+            postcard::to_allocvec(&Notice::Gap(gap)).unwrap(),
+            [1, 1, 5, 9, 2]
         );
         assert_eq!(postcard::to_allocvec(&Request::Status).unwrap(), [23]);
         assert_eq!(postcard::to_allocvec(&Request::Storage).unwrap(), [24]);

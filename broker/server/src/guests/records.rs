@@ -192,6 +192,12 @@ impl Records {
         left.iter().filter(|&&left| !left).count() as u32
     }
 
+    /// Whether there is one record of each that was loaded, in their order.
+    pub(crate) fn is_one_to_one(&self) -> bool {
+        let mut own = self.source.iter().zip(0u32..);
+        self.len() == self.loaded && own.all(|(&source, index)| source == index)
+    }
+
     fn span(&self, index: usize) -> &[u32; SPAN] {
         &self.columns.spans.as_chunks::<SPAN>().0[index]
     }

@@ -27,6 +27,8 @@ pub struct Passed {
     /// Records of the batch of which nothing goes to the topic: filtered out, skipped, or sent
     /// to the dead letters.
     pub dropped: u32,
+    /// There is one record for each of the batch, and in their order.
+    pub in_order: bool,
 }
 
 /// The chain of a topic. When the last handle is dropped, its instances go.
@@ -250,7 +252,7 @@ impl Actor {
             .await?;
         let mut appends = Vec::new();
         let flow = &mut self.chain.flow;
-        let dropped = flow.records.lost();
+        let (dropped, in_order) = (flow.records.lost(), flow.records.is_one_to_one());
         let records = &mut flow.records;
         let whole = records.is_whole().then_some(&batch);
         let unplaced = records.is_unplaced();
@@ -274,7 +276,11 @@ impl Actor {
             let directory = self.directory.upgrade().ok_or_else(gone)?;
             flow.dead.finish(&*directory, &mut appends)?;
         }
-        Ok(Passed { appends, dropped })
+        Ok(Passed {
+            appends,
+            dropped,
+            in_order,
+        })
     }
 }
 

@@ -29,6 +29,7 @@ use crate::limits::{CHAIN_BYTES, CHAIN_DEPTH, COPY_BELOW_BYTES, UNPACKED_BATCHES
 use crate::log::{
     Append, AppendError, ProducerRefused, ProducerStream, Ticket, Topic, durability, submit,
 };
+use crate::metrics::{Amount, Traffic};
 use crate::route;
 use crate::session::{Peer, refuse, shutting_down};
 use crate::stream::{FrameReader, FrameWriter};
@@ -98,12 +99,14 @@ async fn begin(peer: &Peer, open: &OpenProducer) -> Result<(Producer, ProducerOp
         next_sequence: stream.next(),
         config: TopicConfig::clone(&topic.config()),
     };
+    let traffic = peer.broker.counters.tenant(&topic.name().tenant());
     let producer = Producer {
         peer: peer.clone(),
         topic,
         id: open.producer,
         stream,
-        answers: Arc::new(Answers::default()),
+        answers: Arc::new(Answers::new(Arc::clone(&peer.broker.counters))),
+        traffic,
     };
     Ok((producer, opened))
 }
@@ -136,6 +139,10 @@ struct Prepared {
 struct Ready {
     appends: Vec<Append>,
     dropped: u32,
+    /// As in [`Passed`](crate::guests::Passed).
+    in_order: bool,
+    /// What came.
+    amount: Amount,
 }
 
 struct Producer {
@@ -144,6 +151,7 @@ struct Producer {
     id: ProducerId,
     stream: ProducerStream,
     answers: Arc<Answers>,
+    traffic: Arc<Traffic>,
 }
 
 impl Producer {
@@ -241,6 +249,10 @@ impl Producer {
         let (tag, (prefix, bytes)) = (frame.tag, ProducePrefix::split(frame.payload)?);
         let batch = Batch::check(settle(bytes)).map_err(|e| self.named(e.into()))?;
         self.check(&batch, tag)?;
+        let amount = Amount {
+            records: u64::from(batch.count()),
+            bytes: batch.bytes().len() as u64,
+        };
         self.look_into(&batch).await?;
         if self.topic.is_deleted() {
             let text = format!("topic {} was deleted", self.topic.name());
@@ -251,6 +263,8 @@ impl Producer {
             return Ok(Ready {
                 appends: passed.appends,
                 dropped: passed.dropped,
+                in_order: passed.in_order,
+                amount,
             });
         }
         let placed = match prefix.partition {
@@ -270,6 +284,8 @@ impl Producer {
         Ok(Ready {
             appends,
             dropped: 0,
+            in_order: true,
+            amount,
         })
     }
 
@@ -332,6 +348,8 @@ impl Producer {
                 Ready {
                     appends: Vec::new(),
                     dropped: 0,
+                    in_order: true,
+                    amount: Amount::default(),
                 },
                 Some(error),
             ),
@@ -361,7 +379,12 @@ impl Producer {
     }
 
     async fn store(&self, slot: Slot, sequence: Sequence, ready: Ready) -> Result<(), WireError> {
-        let Ready { appends, dropped } = ready;
+        let Ready {
+            appends,
+            dropped,
+            in_order,
+            amount,
+        } = ready;
         let store = &**self.topic.store();
         let rows = WriteBatch::with_durability(durability(&appends));
         let ticket = match Ticket::reserve(store, &appends, &rows).await {
@@ -378,11 +401,15 @@ impl Producer {
         };
         let (keep, now_ms) = (self.stream.keep(), self.peer.broker.clock.now_ms());
         let decide = |placements: &[Placement], rows: &mut WriteBatch| {
-            claim.stored(placements, rows, now_ms);
-            placements.to_vec()
+            let told = told(placements, in_order);
+            claim.stored(&told, rows, now_ms);
+            told
         };
-        let topic = Arc::clone(&self.topic);
+        let (topic, traffic) = (Arc::clone(&self.topic), Arc::clone(&self.traffic));
         let done = move |placements, result: Result<(), CommitError>| {
+            if result.is_ok() {
+                traffic.produce(amount);
+            }
             slot.fill(match result {
                 Ok(()) => Answer::Ack(Ack {
                     placements,
@@ -492,6 +519,22 @@ fn settle(bytes: Bytes) -> Bytes {
 /// Why a batch is not acknowledged, for the client.
 fn not_stored(topic: &Topic, e: &AppendError) -> WireError {
     WireError::new(e.code(), format!("topic {}: {e}", topic.name())).retry_after_ms(1000)
+}
+
+/// The placements as they are told, now and should the batch come again. A lone one would say that
+/// the batch's records lie there one by one, so where that is not so an empty one follows.
+fn told(placements: &[Placement], in_order: bool) -> Vec<Placement> {
+    let mut told = placements.to_vec();
+    if let [only] = placements
+        && !in_order
+    {
+        told.push(Placement {
+            base: only.base.plus(u64::from(only.count)),
+            count: 0,
+            ..*only
+        });
+    }
+    told
 }
 
 #[cfg(test)]

@@ -241,6 +241,9 @@ mod tests {
         assert_eq!((thinned.partition, thinned.offset), (None, None));
         let grown = placed(&outcome(&[(0, 1, 9)], 5, 0), 0);
         assert_eq!(grown.offset, None);
+        // As many as were sent, and not the same ones.
+        let moved = placed(&outcome(&[(0, 1, 5), (0, 6, 0)], 5, 0), 0);
+        assert_eq!((moved.partition, moved.offset), (None, None));
     }
 
     #[test]

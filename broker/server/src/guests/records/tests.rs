@@ -247,3 +247,21 @@ fn partitions_stay_with_their_records() {
     records.release();
     assert!(records.is_empty() && records.is_unplaced());
 }
+
+#[test]
+fn as_many_as_came_are_not_always_the_same() {
+    let recs = ["a", "b", "c"].map(|key| Rec::new(key, "v"));
+    let mut records = loaded(&recs, None);
+    assert!(records.is_one_to_one());
+    for (source, expected) in [
+        (vec![0, 1, 2], true),
+        (vec![0, 0, 2], false),
+        (vec![1, 0, 2], false),
+    ] {
+        records.source = source;
+        assert_eq!(records.is_one_to_one(), expected);
+    }
+    let mut records = loaded(&recs, None);
+    records.retain(|index| index != 1);
+    assert!(!records.is_one_to_one());
+}

@@ -3,7 +3,7 @@
 use bytes::BytesMut;
 use millstream_proto::batch::{BatchBuilder, NewRecord, Stamp};
 use millstream_proto::frame::Assembler;
-use millstream_proto::{Offset, ProducerEpoch};
+use millstream_proto::{Offset, PartitionId, ProducerEpoch};
 
 use super::*;
 use crate::serve::control::tests::{ADMIN, peer, start};
@@ -119,12 +119,22 @@ async fn a_batch_put_off_is_stored_before_those_behind_it_and_a_refused_one_stay
         answers(&second).await,
         [(0, Ok(true)), (1, own_offsets), (2, Ok(true))]
     );
-    assert_eq!(
-        topic
-            .partition(millstream_proto::PartitionId(0))
-            .unwrap()
-            .end(),
-        Offset(2)
-    );
+    assert_eq!(topic.partition(PartitionId(0)).unwrap().end(), Offset(2));
     running.shutdown().await;
+}
+
+#[test]
+fn where_records_do_not_lie_one_by_one_no_lone_placement_says_so() {
+    let part = |partition, base, count| Placement {
+        partition: PartitionId(partition),
+        base: Offset(base),
+        count,
+    };
+    let one = [part(2, 100, 3)];
+    assert_eq!(told(&one, true), one);
+    // As many as came, but one was left out and another doubled.
+    assert_eq!(told(&one, false), [part(2, 100, 3), part(2, 103, 0)]);
+    let two = [part(0, 1, 1), part(1, 5, 2)];
+    assert_eq!(told(&two, false), two);
+    assert_eq!(told(&[], false), []);
 }
