@@ -114,7 +114,7 @@ pub(crate) async fn run(global: &Global, command: PipelineCommand) -> Outcome {
             })
             .await?;
             let sentence = format!("{} is {} again", info.spec.name, state_word(&info.state));
-            out.done(&sentence, &PipelineView::new(&info))
+            told(out, &info, &sentence)
         }
         PipelineCommand::Delete {
             pipeline,
@@ -163,7 +163,23 @@ async fn apply(global: &Global, args: &ApplyArgs) -> Outcome {
         "applied {name}, which is {}\nnext: millstream pipeline show {name}",
         state_word(&info.state)
     );
-    global.output().done(&sentence, &PipelineView::new(&info))
+    told(global.output(), &info, &sentence)
+}
+
+/// Tells what was done, if it was: a pipeline that is applied and does not run is an error.
+fn told(out: Output, info: &PipelineInfo, sentence: &str) -> Outcome {
+    let PipelineState::Failed(why) = &info.state else {
+        return out.done(sentence, &PipelineView::new(info));
+    };
+    if out.json {
+        out.document(&PipelineView::new(info))?;
+    }
+    let name = &info.spec.name;
+    Err(
+        CliError::failure(format!("{name} does not run: {why}")).next(format!(
+            "mend that, then: millstream pipeline resume {name}"
+        )),
+    )
 }
 
 fn list(out: Output, pipelines: &[PipelineInfo]) -> Outcome {
@@ -223,4 +239,52 @@ fn show(out: Output, info: &PipelineInfo) -> Outcome {
         table.row([p.partition.to_string(), position, end, behind]);
     }
     out.line(&format!("\n{table}"))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a panic is a test's way to fail")]
+mod tests {
+    use millstream_proto::pipeline::PipelineSpec;
+
+    use super::*;
+    use crate::error::Exit;
+
+    fn info(state: PipelineState) -> PipelineInfo {
+        PipelineInfo {
+            spec: PipelineSpec {
+                name: "acme/p".parse().unwrap(),
+                input: "acme/in".parse().unwrap(),
+                from_latest: false,
+                steps: Vec::new(),
+                outputs: Vec::new(),
+            },
+            owner: "spiffe://d/acme/me".parse().unwrap(),
+            state,
+            progress: Vec::new(),
+            records_in: 0,
+            records_out: 0,
+            dead_letters: 0,
+            skipped: 0,
+        }
+    }
+
+    #[test]
+    fn a_pipeline_that_does_not_run_is_an_error_that_says_why() {
+        let out = Output {
+            json: false,
+            quiet: true,
+        };
+        let why = "topic acme/out was deleted".to_owned();
+        let failed = told(out, &info(PipelineState::Failed(why)), "applied").unwrap_err();
+        assert_eq!(failed.exit, Exit::Failure);
+        assert!(
+            failed
+                .message
+                .contains("acme/p does not run: topic acme/out")
+        );
+        assert!(failed.next.is_some());
+        for state in [PipelineState::Running, PipelineState::Paused] {
+            assert!(told(out, &info(state), "applied").is_ok());
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! A topic at run time: settings, partitions, producers, chain.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use millstream_proto::topic::TopicConfig;
@@ -32,7 +33,9 @@ pub struct Topic {
     current: RwLock<Current>,
     pub(super) producers: Producers,
     changed: watch::Sender<()>,
-    deleted: AtomicBool,
+    deleted: watch::Sender<bool>,
+    /// Names of consumers that have committed offsets, once somebody had to know.
+    pub(crate) consumers: tokio::sync::Mutex<Option<BTreeSet<String>>>,
     round_robin: std::sync::atomic::AtomicU32,
 }
 
@@ -83,7 +86,8 @@ impl Topic {
             current: RwLock::new(current),
             producers: Producers::default(),
             changed: watch::Sender::new(()),
-            deleted: AtomicBool::new(false),
+            deleted: watch::Sender::new(false),
+            consumers: tokio::sync::Mutex::default(),
             round_robin: std::sync::atomic::AtomicU32::new(0),
         }))
     }
@@ -184,14 +188,21 @@ impl Topic {
 
     /// Ends every stream of the topic. Its rows are the catalogue's to remove.
     pub fn delete(&self) {
-        self.deleted.store(true, Ordering::Release);
+        self.deleted.send_replace(true);
         self.notify();
     }
 
     /// Whether the topic was deleted.
     #[must_use]
     pub fn is_deleted(&self) -> bool {
-        self.deleted.load(Ordering::Acquire)
+        *self.deleted.borrow()
+    }
+
+    /// Resolves when the topic is deleted, at once if it was.
+    pub(crate) async fn deletion(&self) {
+        let mut deleted = self.deleted.subscribe();
+        // The sender is the topic's own, and outlives this.
+        let _ = deleted.wait_for(|deleted| *deleted).await;
     }
 
     /// The partition whose turn it is.

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use futures_util::future::{FutureExt, select_all};
+use millstream_proto::TopicName;
 use tokio::task::{JoinError, JoinSet};
 
 use super::task::{Failure, Task, Work};
@@ -13,6 +15,8 @@ pub(super) async fn run(work: Arc<Work>, gate: Gate, broker: Gate) -> Result<(),
     let mut tasks = JoinSet::new();
     let mut started = 0;
     let mut changed = work.input.changed();
+    let deleted = deletion(&work);
+    tokio::pin!(deleted);
     let ended = loop {
         changed.mark_unchanged();
         // Partitions that were added meanwhile.
@@ -24,6 +28,7 @@ pub(super) async fn run(work: Arc<Work>, gate: Gate, broker: Gate) -> Result<(),
         tokio::select! {
             () = gate.closing() => break Ok(()),
             () = broker.closing() => break Ok(()),
+            topic = &mut deleted => break Err(Failure::deleted(&topic)),
             Some(ended) = tasks.join_next() => match failure(ended) {
                 Ok(()) => {}
                 Err(failure) => break Err(failure),
@@ -39,6 +44,20 @@ pub(super) async fn run(work: Arc<Work>, gate: Gate, broker: Gate) -> Result<(),
         }
     }
     ended
+}
+
+/// Resolves when one of the topics is deleted that the pipeline reads or writes: one that is quiet
+/// would find out with its next record only, and look well until then.
+async fn deletion(work: &Work) -> TopicName {
+    let topics =
+        std::iter::once(&work.input).chain(work.outputs.iter().map(|output| &output.topic));
+    let gone = topics.map(|topic| {
+        async { topic.deletion().await }
+            .map(|()| topic.name())
+            .boxed()
+    });
+    let (name, _, _) = select_all(gone).await;
+    name.clone()
 }
 
 fn failure(ended: Result<Result<(), Failure>, JoinError>) -> Result<(), Failure> {

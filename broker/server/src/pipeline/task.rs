@@ -11,7 +11,7 @@ use millstream_proto::acl::{Operation, ResourceKind};
 use millstream_proto::batch::Stamp;
 use millstream_proto::limits::MAX_RECORD_BYTES;
 use millstream_proto::pipeline::PipelineSpec;
-use millstream_proto::{Batch, ErrorCode, Offset, PartitionId, Principal, WireError};
+use millstream_proto::{Batch, ErrorCode, Offset, PartitionId, Principal, TopicName, WireError};
 use millstream_store::{Store, WriteBatch};
 use tokio::time::{Instant, sleep_until};
 
@@ -38,6 +38,16 @@ pub(super) enum Failure {
     /// The store does not take or give anything; a restart may help.
     #[error("{0}")]
     Storage(String),
+}
+
+impl Failure {
+    /// A topic that the pipeline reads or writes was deleted.
+    pub(super) fn deleted(topic: &TopicName) -> Self {
+        Self::Lasting(format!(
+            "topic {topic} was deleted: create it again and resume the pipeline, or apply the \
+             pipeline with another"
+        ))
+    }
 }
 
 impl From<WireError> for Failure {
@@ -69,10 +79,7 @@ impl Work {
         check_rights(&*directory, &self.owner, &self.spec)?;
         let topics = std::iter::once(&self.input).chain(self.outputs.iter().map(|o| &o.topic));
         match topics.into_iter().find(|topic| topic.is_deleted()) {
-            Some(topic) => Err(Failure::Lasting(format!(
-                "topic {} was deleted",
-                topic.name()
-            ))),
+            Some(topic) => Err(Failure::deleted(topic.name())),
             None => Ok(()),
         }
     }

@@ -408,9 +408,11 @@ async fn a_revoked_right_or_a_deleted_topic_ends_it() {
     let (input, out) = (world.topic("acme/in", 1), world.topic("acme/out", 1));
     let running = open(&world).await;
     running.apply(Vec::new(), &["out"]).await;
+    running.caught_up().await;
+    // Though there is nothing to write to it just now.
     out.delete();
-    world.write(&input, 0, &[Rec::new("k", "v")]).await;
     assert!(running.failed().await.contains("acme/out was deleted"));
+    world.write(&input, 0, &[Rec::new("k", "v")]).await;
     world.topic("acme/out", 1);
     running.pipelines.resume_one(&me(), &name()).await.unwrap();
     running.caught_up().await;
