@@ -48,8 +48,14 @@ pub const PRODUCER_SWEEP_INTERVAL: Duration = Duration::from_secs(3600);
 pub const PRODUCER_PAGE: usize = 1000;
 /// How often retention looks at partitions without being asked.
 pub const RETENTION_INTERVAL: Duration = Duration::from_secs(1);
-/// Bytes that retention removes in one commit.
-pub const RETENTION_STEP_BYTES: u64 = 4 << 20;
+/// Bytes that retention makes the store read in one commit.
+pub const RETENTION_STEP_BYTES: usize = 4 << 20;
+/// Batches that retention removes in one commit, as far as the store has to look at each.
+pub const RETENTION_STEP_ROWS: usize = 4096;
+/// Entries that retention looks at for one commit, by their sizes alone.
+pub const RETENTION_LOOK_ROWS: usize = 4096;
+/// Batches of which retention reads the headers for one commit.
+pub const RETENTION_LOOK_HEADERS: usize = 1024;
 
 // Connections.
 
@@ -123,9 +129,9 @@ pub const PAGE_BYTES: usize = MAX_MESSAGE_BYTES - (8 << 10);
 pub const MAX_UPLOADS: usize = 4;
 /// Time for an upload to arrive. Compiling it does not count.
 pub const UPLOAD_TIMEOUT: Duration = Duration::from_secs(120);
-/// Bytes of a deleted topic that are removed in one commit.
+/// Bytes that the store is made to read in one commit to remove a deleted topic.
 pub const DELETE_STEP_BYTES: usize = 4 << 20;
-/// Small rows of a deleted topic that are removed in one commit.
+/// Rows of a deleted topic that are removed in one commit, as far as the store has to read them.
 pub const DELETE_STEP_ROWS: usize = 10_000;
 /// How often the rows of a deleted topic are looked at again while somebody still has it open.
 pub const DELETE_RECHECK: Duration = Duration::from_secs(1);
@@ -183,6 +189,27 @@ pub const MAX_FINDING_BYTES: usize = 512;
 /// Ranges of offsets that are told with one finding.
 pub const MAX_FINDING_RANGES: usize = 16;
 
+// Metrics.
+
+/// Tenants that are counted apart, each of which adds some series to what is exported; all further
+/// ones are counted together.
+pub const MAX_COUNTED_TENANTS: usize = millstream_plugin::limits::MAX_COUNTED_TENANTS;
+/// Who reads the metrics at the same time; further ones wait until their connection is accepted.
+pub const METRICS_CONNECTIONS: usize = 8;
+/// Bytes of a request for metrics, before its body, which is not read.
+pub const METRICS_HEADER_BYTES: usize = 8 << 10;
+/// Header lines of a request for metrics.
+pub const METRICS_HEADERS: usize = 64;
+/// Time for the header of a request for metrics to arrive.
+pub const METRICS_HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time for a connection that asks for metrics, from its first byte to its last.
+pub const METRICS_TIMEOUT: Duration = Duration::from_secs(10);
+/// Pause before the next connection is accepted after that has failed: most likely there are no
+/// file descriptors left.
+pub const METRICS_ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+const _: () = assert!(METRICS_HEADER_TIMEOUT.as_secs() < METRICS_TIMEOUT.as_secs());
+
 // Guests and pipelines.
 
 /// Records that one call of a plugin is given at most, so that an honest plugin meets its CPU
@@ -226,6 +253,10 @@ pub const PIPELINE_RETRY_FIRST: Duration = Duration::from_millis(50);
 pub const PIPELINE_RETRY_LAST: Duration = Duration::from_secs(5);
 /// Most pipelines of one broker.
 pub const MAX_PIPELINES: usize = 1024;
+/// When a subscription tries again to read a partition that it could not read.
+pub const SHUT_RETRY: Duration = Duration::from_secs(10);
+/// Most names under which consumers have committed offsets in one topic.
+pub const MAX_CONSUMERS: usize = 1024;
 /// When a producer whose batch a plugin wants later should send it again, in milliseconds.
 pub const PLUGIN_RETRY_AFTER_MS: u32 = 100;
 

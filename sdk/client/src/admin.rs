@@ -39,6 +39,7 @@ fn nature(request: &Request) -> (&'static str, bool) {
         Request::CommitOffsets { .. } => ("commit offsets", true),
         Request::FetchOffsets { .. } => ("fetch offsets", true),
         Request::FindOffsets { .. } => ("find offsets", true),
+        Request::ForgetConsumer { .. } => ("forget consumer", true),
         Request::ListPlugins { .. } => ("list plugins", true),
         Request::DeletePlugin { .. } => ("delete plugin", false),
         Request::PluginLog { .. } => ("plugin log", true),
@@ -174,6 +175,20 @@ impl Client {
             consumer,
             offsets,
         };
+        answer!(self, request, Response::Done => ())
+    }
+
+    /// Removes what a consumer has committed: under its name one begins anew, and the name counts
+    /// no more towards how many a topic may have.
+    ///
+    /// # Errors
+    /// `UnknownTopic`, `NotAuthorized`; or any [`RequestError`].
+    pub async fn forget_consumer(
+        &self,
+        topic: TopicName,
+        consumer: ConsumerName,
+    ) -> Result<(), RequestError> {
+        let request = Request::ForgetConsumer { topic, consumer };
         answer!(self, request, Response::Done => ())
     }
 

@@ -26,6 +26,7 @@ use tokio::task::JoinHandle;
 use crate::backup::job;
 use crate::check;
 use crate::limits::{CONTROL_IN_FLIGHT, PAGE_BYTES};
+use crate::metrics::Counters;
 use crate::session::{Peer, refuse, shutting_down};
 use crate::status;
 use crate::stream::{FrameReader, FrameWriter};
@@ -92,14 +93,15 @@ fn begin(peer: &Peer, frame: &Frame) -> Begun {
     let request = match frame.message::<Request>() {
         Ok(request) => request,
         // The frame itself was whole, so the stream goes on.
-        Err(e) => return Begun::Answer(to_frame(tag, Err(e.into()))),
+        Err(e) => return Begun::Answer(to_frame(&peer.broker.counters, tag, Err(e.into()))),
     };
     match at_once(peer, request) {
-        Ok(answer) => Begun::Answer(to_frame(tag, answer)),
+        Ok(answer) => Begun::Answer(to_frame(&peer.broker.counters, tag, answer)),
         Err(request) => {
             let peer = peer.clone();
             Begun::Task(tokio::spawn(async move {
-                to_frame(tag, later(peer, request).await)
+                let answer = later(peer.clone(), request).await;
+                to_frame(&peer.broker.counters, tag, answer)
             }))
         }
     }
@@ -143,6 +145,9 @@ async fn later(peer: Peer, request: Request) -> Result<Response, WireError> {
             consumer,
             offsets,
         } => offset::commit(&peer, &topic, &consumer, &offsets).await,
+        Request::ForgetConsumer { topic, consumer } => {
+            offset::forget(&peer, &topic, &consumer).await
+        }
         Request::FetchOffsets { topic, consumer } => offset::fetch(&peer, &topic, consumer).await,
         Request::FindOffsets { topic, at } => offset::find(&peer, &topic, at).await,
         Request::DeletePlugin { plugin, version } => plugin::delete(&peer, &plugin, version).await,
@@ -173,12 +178,13 @@ async fn later(peer: Peer, request: Request) -> Result<Response, WireError> {
     }
 }
 
-fn to_frame(tag: u64, answer: Result<Response, WireError>) -> Bytes {
+fn to_frame(counters: &Counters, tag: u64, answer: Result<Response, WireError>) -> Bytes {
     let framed = match answer {
         Ok(response) => message_frame(FrameKind::Response, tag, &response),
         Err(error) => Err(error),
     };
     framed.unwrap_or_else(|error| {
+        counters.error(error.code);
         let mut out = BytesMut::new();
         // An error's text is bounded, so this frame always fits.
         let _ = put_message(&mut out, FrameKind::Error, tag, &error);

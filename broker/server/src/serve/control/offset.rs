@@ -1,15 +1,18 @@
 //! Requests about offsets: those that consumers commit, and where a reader would begin.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use millstream_proto::acl::Operation;
 use millstream_proto::message::Response;
 use millstream_proto::topic::StartAt;
 use millstream_proto::{ConsumerName, ErrorCode, Offset, PartitionId, TopicName, WireError};
-use millstream_store::key::offset::{OffsetKey, OffsetRow};
-use millstream_store::{Space, WriteBatch};
+use millstream_store::key::offset::{OffsetKey, OffsetRow, range_topic};
+use millstream_store::{Direction, ScanLimit, Space, WriteBatch};
+use tokio::sync::MutexGuard;
 
 use crate::catalog::{read_error, storage_error};
+use crate::limits::{MAX_CONSUMERS, READ_CHUNK_BYTES};
 use crate::log::{Topic, seek};
 use crate::serve;
 use crate::session::{Peer, shutting_down};
@@ -73,12 +76,89 @@ pub(super) async fn commit(
             row.encode(),
         );
     }
-    if !batch.is_empty() {
-        peer.broker
-            .store
-            .commit(batch)
-            .await
-            .map_err(|e| storage_error(&e))?;
+    if batch.is_empty() {
+        return Ok(Response::Done);
+    }
+    let known = known(&topic).await?;
+    let is_new = !known
+        .as_ref()
+        .is_some_and(|names| names.contains(consumer.as_str()));
+    // Who is known need not wait for others; who is new must not pass the limit beside others.
+    let mut held = is_new.then_some(known);
+    let full = held.as_ref().and_then(|names| names.as_ref());
+    if full.is_some_and(|names| names.len() >= MAX_CONSUMERS) {
+        let text = format!(
+            "consumers have committed offsets of topic {name} under {MAX_CONSUMERS} names, and that is \
+             the limit: take one of those instead of {consumer}, or forget one that is not used any \
+             more with `millstream consume {name} --as NAME --forget`",
+            name = topic.name()
+        );
+        return Err(WireError::new(ErrorCode::InvalidConfig, text));
+    }
+    let committed = peer.broker.store.commit(batch).await;
+    committed.map_err(|e| storage_error(&e))?;
+    if let Some(names) = held.as_mut().and_then(|names| names.as_mut()) {
+        names.insert(consumer.as_str().to_owned());
+    }
+    Ok(Response::Done)
+}
+
+/// The names under which offsets of the topic are committed. They are read once.
+async fn known(topic: &Arc<Topic>) -> Result<MutexGuard<'_, Option<BTreeSet<String>>>, WireError> {
+    let mut known = topic.consumers.lock().await;
+    if known.is_none() {
+        let of = Arc::clone(topic);
+        let read = tokio::task::spawn_blocking(move || names(&of));
+        *known = Some(read.await.unwrap_or_else(|_| Err(shutting_down()))?);
+    }
+    Ok(known)
+}
+
+fn names(topic: &Topic) -> Result<BTreeSet<String>, WireError> {
+    let snapshot = topic.store().snapshot().map_err(|e| read_error(&e))?;
+    let range = range_topic(topic.id());
+    let (mut from, mut names) = (range.start, BTreeSet::new());
+    loop {
+        let limit = ScanLimit::bytes(READ_CHUNK_BYTES);
+        let page = snapshot
+            .scan(
+                Space::Offsets,
+                &from[..]..&range.end[..],
+                Direction::Forward,
+                limit,
+            )
+            .map_err(|e| read_error(&e))?;
+        for row in &page.rows {
+            let key = OffsetKey::decode(&row.key)
+                .map_err(|e| WireError::new(ErrorCode::Corrupt, e.to_string()))?;
+            let name = String::from_utf8_lossy(key.consumer);
+            if !names.contains(&*name) {
+                names.insert(name.into_owned());
+            }
+        }
+        match page.rows.last() {
+            Some(last) if page.more => from = last.key.clone().push_bytes(&[0]),
+            _ => return Ok(names),
+        }
+    }
+}
+
+/// Removes everything that was committed under a name; one that is not there is forgotten already.
+pub(super) async fn forget(
+    peer: &Peer,
+    topic: &TopicName,
+    consumer: &ConsumerName,
+) -> Result<Response, WireError> {
+    let topic = serve::topic(peer, topic, Operation::Consume)?;
+    let mut known = known(&topic).await?;
+    let mut batch = WriteBatch::new();
+    for partition in topic.partitions().iter() {
+        batch.delete(Space::Offsets, key(&topic, partition.id(), consumer));
+    }
+    let committed = peer.broker.store.commit(batch).await;
+    committed.map_err(|e| storage_error(&e))?;
+    if let Some(names) = known.as_mut() {
+        names.remove(consumer.as_str());
     }
     Ok(Response::Done)
 }

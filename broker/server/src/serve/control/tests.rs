@@ -21,6 +21,7 @@ use crate::config::Config;
 use crate::log::{Append, append, note_ends};
 use crate::tls::tests::{Dir, good};
 
+mod consumers;
 mod rights;
 
 fn line(sequence: u64, len: usize) -> LogLine {
@@ -45,7 +46,7 @@ fn read(frame: Bytes) -> Frame {
 fn a_page_fits_one_message_and_is_never_empty() {
     let all = page((0..100).map(|n| line(n, MAX_MESSAGE_BYTES / 10)));
     assert!(!all.is_empty() && all.len() < 11, "{} lines", all.len());
-    let frame = read(to_frame(3, Ok(Response::Log(all))));
+    let frame = read(to_frame(&Counters::default(), 3, Ok(Response::Log(all))));
     assert_eq!((frame.kind, frame.tag), (FrameKind::Response, 3));
     assert_eq!(page([line(0, MAX_MESSAGE_BYTES)]).len(), 1);
     assert_eq!(page((0..50).map(|n| line(n, 1))).len(), 50);
@@ -55,6 +56,7 @@ fn a_page_fits_one_message_and_is_never_empty() {
 #[test]
 fn an_answer_that_fits_no_frame_becomes_an_error() {
     let frame = read(to_frame(
+        &Counters::default(),
         7,
         Ok(Response::Log(vec![line(0, MAX_MESSAGE_BYTES)])),
     ));
