@@ -7,24 +7,24 @@
 //! groups: every consumer reads all partitions it asked for.
 
 mod batch;
+mod builder;
 mod position;
-
-use std::time::Duration;
+mod setback;
 
 use futures_core::Stream;
 use futures_util::StreamExt;
 use futures_util::stream::{self as streams, BoxStream};
 use millstream_proto::frame::{DeliverPrefix, Frame, FrameKind};
-use millstream_proto::message::{OpenSubscription, StreamOpen, SubscriptionOpened};
-use millstream_proto::pipeline::PluginUse;
-use millstream_proto::topic::StartAt;
+use millstream_proto::message::{Gap, Notice, StreamOpen, SubscriptionOpened};
 use millstream_proto::{
     ConsumerName, ErrorClass, ErrorCode, Offset, PartitionId, TopicName, WireError,
 };
 use quinn::SendStream;
 use tokio::time::Instant;
 
+use self::builder::Wish;
 use self::position::Positions;
+use self::setback::Gaps;
 use crate::ambient::random_u64;
 use crate::connect::{Client, Link};
 use crate::error::ConsumeError;
@@ -33,142 +33,13 @@ use crate::retry::Attempts;
 use crate::stream::{self, FrameReader, StreamError};
 
 pub use self::batch::ConsumedBatch;
-
-/// Sets up a [`Consumer`].
-#[derive(Debug)]
-#[must_use = "call build() to have a consumer"]
-pub struct ConsumerBuilder {
-    client: Client,
-    wish: Wish,
-}
-
-/// What a consumer wants.
-#[derive(Clone, Debug)]
-struct Wish {
-    topic: TopicName,
-    partitions: Vec<PartitionId>,
-    start: StartAt,
-    consumer: Option<ConsumerName>,
-    until_end: bool,
-    chain: Vec<PluginUse>,
-    auto_commit: Option<Duration>,
-}
-
-impl Client {
-    /// Begins a consumer of `topic`.
-    ///
-    /// ```no_run
-    /// # async fn run(client: millstream::Client) -> Result<(), Box<dyn std::error::Error>> {
-    /// use std::time::Duration;
-    /// use futures_util::StreamExt;
-    /// use millstream::StartAt;
-    ///
-    /// let mut consumer = client
-    ///     .consumer("acme/quakes".parse()?)
-    ///     .start(StartAt::Earliest)
-    ///     .named("dashboard".parse()?)
-    ///     .auto_commit(Duration::from_secs(5))
-    ///     .build()
-    ///     .await?;
-    /// let mut messages = consumer.messages();
-    /// while let Some(message) = messages.next().await {
-    ///     let message = message?;
-    ///     println!("{} {}: {:?}", message.partition, message.offset, message.value);
-    /// }
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub fn consumer(&self, topic: TopicName) -> ConsumerBuilder {
-        ConsumerBuilder {
-            client: self.clone(),
-            wish: Wish {
-                topic,
-                partitions: Vec::new(),
-                start: StartAt::Latest,
-                consumer: None,
-                until_end: false,
-                chain: Vec::new(),
-                auto_commit: None,
-            },
-        }
-    }
-}
-
-impl ConsumerBuilder {
-    /// Only these partitions. Default: all.
-    pub fn partitions(mut self, partitions: impl IntoIterator<Item = PartitionId>) -> Self {
-        self.wish.partitions = partitions.into_iter().collect();
-        self
-    }
-
-    /// Where to begin in partitions without a committed offset. Default:
-    /// [`StartAt::Latest`].
-    pub fn start(mut self, start: StartAt) -> Self {
-        self.wish.start = start;
-        self
-    }
-
-    /// Begins at the offsets committed under this name, and commits under it.
-    pub fn named(mut self, name: ConsumerName) -> Self {
-        self.wish.consumer = Some(name);
-        self
-    }
-
-    /// Ends at the topic's durable end as it is when the consumer starts, or
-    /// when it last had to connect anew. Default: goes on with what comes.
-    pub fn until_end(mut self, until_end: bool) -> Self {
-        self.wish.until_end = until_end;
-        self
-    }
-
-    /// A filter or transform that runs in the broker, behind those named before:
-    /// only what passes crosses the network.
-    pub fn plugin(mut self, plugin: PluginUse) -> Self {
-        self.wish.chain.push(plugin);
-        self
-    }
-
-    /// Commits what was handed out about this often, while the consumer is asked
-    /// for more; asking says that what came before is done with. What came last
-    /// is for [`Consumer::commit`].
-    pub fn auto_commit(mut self, every: Duration) -> Self {
-        self.wish.auto_commit = Some(every);
-        self
-    }
-
-    /// Opens the subscription.
-    ///
-    /// # Errors
-    /// `UnknownTopic`, `UnknownPartition`, `OffsetOutOfRange`, `UnknownPlugin`,
-    /// `NotAuthorized`; [`ConsumeError::Unnamed`] for auto-commit without a name;
-    /// or any [`ConsumeError`].
-    pub async fn build(self) -> Result<Consumer, ConsumeError> {
-        let ConsumerBuilder { client, wish } = self;
-        if wish.auto_commit.is_some() && wish.consumer.is_none() {
-            return Err(ConsumeError::Unnamed { topic: wish.topic });
-        }
-        let config = client.config();
-        let attempts = Attempts::new(config.backoff, config.reconnect_deadline);
-        let mut consumer = Consumer {
-            client,
-            wish,
-            positions: Positions::default(),
-            subscription: None,
-            live: false,
-            rest: None,
-            attempts,
-            wait_until: None,
-            committed_at: Instant::now(),
-            over: false,
-        };
-        consumer.open_or_wait().await?;
-        Ok(consumer)
-    }
-}
+pub use self::builder::ConsumerBuilder;
+pub use self::setback::{MAX_GAPS, OnSetback};
 
 /// What a subscription's stream says.
 enum Event {
     Deliver(Frame),
+    Notice(Notice),
     /// It has delivered everything.
     End(Vec<PartitionId>),
 }
@@ -197,6 +68,7 @@ pub struct Consumer {
     wait_until: Option<Instant>,
     committed_at: Instant,
     over: bool,
+    gaps: Gaps,
 }
 
 impl Consumer {
@@ -213,11 +85,18 @@ impl Consumer {
         self.positions.handed().collect()
     }
 
-    /// The next record; `None` at the end asked for, and after an error. Asking
+    /// The gaps that were met since this was last asked, at most [`MAX_GAPS`]: records that the
+    /// consumer was not given, and behind which it went on.
+    pub fn take_gaps(&mut self) -> Vec<Gap> {
+        self.gaps.take()
+    }
+
+    /// The next record; `None` at the end asked for, and once the consumer is finished. Asking
     /// says that the records before it are done with.
     ///
     /// # Errors
-    /// Any [`ConsumeError`]; the consumer is finished then.
+    /// Any [`ConsumeError`]; the consumer is finished then, except by a
+    /// [setback](ConsumeError::is_setback) of one partition.
     pub async fn next_message(&mut self) -> Option<Result<Message, ConsumeError>> {
         loop {
             if let Some(rest) = &mut self.rest {
@@ -249,10 +128,10 @@ impl Consumer {
     }
 
     /// The next batch, whole: the fastest way to read. `None` at the end asked
-    /// for, and after an error. Asking says that what came before is done with.
+    /// for, and once the consumer is finished. Asking says that what came before is done with.
     ///
     /// # Errors
-    /// Any [`ConsumeError`]; the consumer is finished then.
+    /// As [`Consumer::next_message`].
     pub async fn next_batch(&mut self) -> Option<Result<ConsumedBatch, ConsumeError>> {
         let batch = match self.rest.take() {
             Some(Rest { batch, messages }) if !messages.as_slice().is_empty() => {
@@ -290,23 +169,39 @@ impl Consumer {
     /// [`ConsumeError::Unnamed`] without a name; [`ConsumeError::Commit`] when
     /// the broker did not commit. The consumer can go on after either.
     pub async fn commit(&mut self) -> Result<(), ConsumeError> {
-        let topic = || self.wish.topic.clone();
         let Some(name) = self.wish.consumer.clone() else {
-            return Err(ConsumeError::Unnamed { topic: topic() });
+            let topic = self.wish.topic.clone();
+            return Err(ConsumeError::Unnamed { topic });
         };
-        let offsets = self.positions.uncommitted();
-        if !offsets.is_empty() {
-            let committed = self
-                .client
-                .commit_offsets(topic(), name, offsets.clone())
-                .await;
-            committed.map_err(|error| ConsumeError::Commit {
-                topic: topic(),
-                error,
-            })?;
-            self.positions.commit(&offsets);
+        let mut committed = self.commit_as(&name).await;
+        if let Err(ConsumeError::Commit { error, .. }) = &committed
+            && error.wire().map(|wire| wire.code) == Some(ErrorCode::OffsetOutOfRange)
+        {
+            // A crash took what had been read: opening anew says how much.
+            self.live = false;
+            self.open_or_wait().await?;
+            committed = self.commit_as(&name).await;
         }
+        committed?;
         self.committed_at = Instant::now();
+        Ok(())
+    }
+
+    async fn commit_as(&mut self, name: &ConsumerName) -> Result<(), ConsumeError> {
+        let offsets = self.positions.uncommitted();
+        if offsets.is_empty() {
+            return Ok(());
+        }
+        let topic = || self.wish.topic.clone();
+        let committed = self
+            .client
+            .commit_offsets(topic(), name.clone(), offsets.clone())
+            .await;
+        committed.map_err(|error| ConsumeError::Commit {
+            topic: topic(),
+            error,
+        })?;
+        self.positions.commit(&offsets);
         Ok(())
     }
 
@@ -316,7 +211,11 @@ impl Consumer {
             return None;
         }
         let result = self.receive_or_reopen().await;
-        self.over = !matches!(result, Some(Ok(_)));
+        self.over = match &result {
+            Some(Ok(_)) => false,
+            Some(Err(e)) => !e.is_setback() || self.wish.on_setback == OnSetback::Stop,
+            None => true,
+        };
         result
     }
 
@@ -346,6 +245,11 @@ impl Consumer {
                     Some(done) => return Some(done),
                     None => continue,
                 },
+                Some(Ok(Event::Notice(notice))) => {
+                    if let Some(setback) = self.heed(notice) {
+                        return Some(Err(setback));
+                    }
+                }
                 Some(Ok(Event::End(partitions))) => self.positions.finish(&partitions),
                 Some(Err(e)) => {
                     if let Err(e) = self.broken(e) {
@@ -406,6 +310,44 @@ impl Consumer {
         Ok(batch.map(|batch| batch.from(from)))
     }
 
+    /// Takes a notice in; returns what the application is to hear of it.
+    fn heed(&mut self, notice: Notice) -> Option<ConsumeError> {
+        let topic = self.wish.topic.clone();
+        self.attempts.progressed();
+        match notice {
+            Notice::Shut {
+                partition,
+                at,
+                error,
+            } => {
+                self.positions.begin(partition, at);
+                let shut = ConsumeError::Shut {
+                    topic,
+                    partition,
+                    at,
+                    error,
+                };
+                self.positions.shut(partition).then_some(shut)
+            }
+            Notice::Gap(gap) => {
+                tracing::warn!(%topic, "{gap}");
+                let stops = self.wish.on_setback == OnSetback::Stop;
+                let (partition, at) = (gap.partition, gap.resumes_at());
+                if at == gap.from {
+                    self.positions.go_back(partition, at);
+                } else if !stops {
+                    self.positions.begin(partition, gap.from);
+                    self.positions.pass_over(partition, at);
+                }
+                if stops {
+                    return Some(ConsumeError::Gap { topic, gap });
+                }
+                self.gaps.push(gap);
+                None
+            }
+        }
+    }
+
     /// Opens what is to be open, waiting where the broker asked for it. Leaves
     /// everything as it was when dropped midway.
     async fn open_or_wait(&mut self) -> Result<(), ConsumeError> {
@@ -444,6 +386,10 @@ impl Consumer {
         let opened: SubscriptionOpened = stream::decode(&frame)?;
         for (partition, start) in &opened.positions {
             self.positions.begin(*partition, *start);
+            // What is in hand of behind that is gone too.
+            let went_back = self.positions.go_back(*partition, *start);
+            self.rest
+                .take_if(|rest| went_back && rest.batch.partition() == *partition);
         }
         let partitions = opened.positions.into_iter().map(|(p, _)| p).collect();
         self.subscription = Some(events(send, reader, partitions));
@@ -486,42 +432,6 @@ impl Consumer {
     }
 }
 
-impl Wish {
-    /// The subscription as it was wished for.
-    fn first(&self) -> OpenSubscription {
-        OpenSubscription {
-            topic: self.topic.clone(),
-            partitions: self.partitions.clone(),
-            positions: Vec::new(),
-            start: self.start,
-            consumer: self.consumer.clone(),
-            until_end: self.until_end,
-            chain: self.chain.clone(),
-        }
-    }
-
-    /// One that takes up the thread; `None` when there is nothing left to read.
-    fn again(&self, positions: Vec<(PartitionId, Offset)>) -> Option<OpenSubscription> {
-        if positions.is_empty() {
-            return None;
-        }
-        let partitions = match self.partitions.is_empty() && !self.until_end {
-            true => Vec::new(),
-            false => positions.iter().map(|(partition, _)| *partition).collect(),
-        };
-        // Partitions that were added while the connection was lost are read from their first
-        // record. Not by name: what is committed lies behind what was received.
-        let start = StartAt::Earliest;
-        Some(OpenSubscription {
-            partitions,
-            positions,
-            start,
-            consumer: None,
-            ..self.first()
-        })
-    }
-}
-
 /// What comes next; `None` when there is no stream or it has ended in good order.
 async fn next(subscription: &mut Option<Subscription>) -> Option<<Subscription as Stream>::Item> {
     subscription.as_mut()?.next().await
@@ -537,6 +447,13 @@ fn events(send: SendStream, reader: FrameReader, partitions: Vec<PartitionId>) -
                 FrameKind::Deliver => {
                     return Some((Ok(Event::Deliver(frame)), Some((send, reader, partitions))));
                 }
+                FrameKind::Notice => match stream::decode(&frame) {
+                    Ok(notice) => {
+                        let state = Some((send, reader, partitions));
+                        return Some((Ok(Event::Notice(notice)), state));
+                    }
+                    Err(e) => Err(e),
+                },
                 FrameKind::End => Ok(Event::End(partitions)),
                 FrameKind::Error => Err(stream::refusal(&frame)),
                 other => Err(StreamError::Protocol(format!(

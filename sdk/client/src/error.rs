@@ -6,7 +6,8 @@ mod connect;
 use std::time::Duration;
 
 use millstream_proto::batch::{BatchError, PushError};
-use millstream_proto::{ErrorClass, PartitionId, TopicName, WireError};
+use millstream_proto::message::Gap;
+use millstream_proto::{ErrorClass, Offset, PartitionId, TopicName, WireError};
 
 pub use self::connect::ConnectError;
 
@@ -241,7 +242,7 @@ impl ProduceError {
     }
 }
 
-/// Why a consumer cannot go on.
+/// Why a consumer cannot go on, or one partition cannot: see [`ConsumeError::is_setback`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConsumeError {
@@ -273,6 +274,27 @@ pub enum ConsumeError {
         /// What is wrong.
         #[source]
         error: BatchError,
+    },
+    /// The partition stands still, since what comes next in it cannot be read. The others go on.
+    #[error("{error}")]
+    Shut {
+        /// What is read.
+        topic: TopicName,
+        /// Where in it.
+        partition: PartitionId,
+        /// The offset that cannot be read.
+        at: Offset,
+        /// Why, and what to do about it.
+        #[source]
+        error: WireError,
+    },
+    /// Records are not there that the consumer stood before, or had read. The partition goes on.
+    #[error("{topic}, {gap}")]
+    Gap {
+        /// What is read.
+        topic: TopicName,
+        /// Which records, and where reading goes on.
+        gap: Gap,
     },
     /// The offsets were not committed.
     #[error("the offsets of {topic} were not committed: {error}")]
@@ -307,9 +329,19 @@ impl ConsumeError {
             ConsumeError::Connect { error, .. } => error.class(),
             ConsumeError::Refused { error, .. } => error.class(),
             ConsumeError::Commit { error, .. } => error.class(),
+            ConsumeError::Shut { error, .. } => error.class(),
+            // Asked again, it goes on.
+            ConsumeError::Gap { .. } => ErrorClass::Retry,
             ConsumeError::Unnamed { .. } => ErrorClass::Fix,
             ConsumeError::Batch { .. } | ConsumeError::Protocol { .. } => ErrorClass::Fatal,
         }
+    }
+
+    /// Whether it concerns one partition, so that the consumer goes on with the others when it is
+    /// asked for more, unless it was told to stop ([`OnSetback`](crate::OnSetback)).
+    #[must_use]
+    pub fn is_setback(&self) -> bool {
+        matches!(self, ConsumeError::Shut { .. } | ConsumeError::Gap { .. })
     }
 
     /// What the broker said, where it said something.
@@ -319,6 +351,7 @@ impl ConsumeError {
             ConsumeError::Refused { error, .. } => Some(error),
             ConsumeError::Connect { error, .. } => error.wire(),
             ConsumeError::Commit { error, .. } => error.wire(),
+            ConsumeError::Shut { error, .. } => Some(error),
             _ => None,
         }
     }

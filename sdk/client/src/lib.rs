@@ -55,7 +55,7 @@ mod upload;
 
 pub use config::{ClientConfig, ConfigError, Identity, Pem};
 pub use connect::Client;
-pub use consumer::{ConsumedBatch, Consumer, ConsumerBuilder};
+pub use consumer::{ConsumedBatch, Consumer, ConsumerBuilder, MAX_GAPS, OnSetback};
 pub use contexts::{Context, ContextError, Contexts};
 pub use error::{ConnectError, ConsumeError, ProduceError, RequestError, UploadError};
 pub use producer::{
@@ -67,6 +67,7 @@ pub use transport::TransportSettings;
 
 /// The protocol: names, batches, messages, error codes and limits.
 pub use millstream_proto as proto;
+pub use millstream_proto::message::{Gap, GapCause};
 pub use millstream_proto::pipeline::PluginUse;
 pub use millstream_proto::topic::{StartAt, TopicConfig};
 pub use millstream_proto::{

@@ -11,10 +11,11 @@ use broker::pki::Pki;
 use broker::{Broker, Fault};
 use futures_util::StreamExt;
 use futures_util::future::join_all;
+use millstream::proto::message::Notice;
 use millstream::{
-    Backoff, Client, ClientConfig, Codec, ConnectError, ErrorClass, ErrorCode, Identity, Offset,
-    PartitionId, ProduceError, ProducerBuilder, Record, RequestError, StartAt, TopicName,
-    UploadError,
+    Backoff, Client, ClientConfig, Codec, ConnectError, ConsumeError, ErrorClass, ErrorCode, Gap,
+    GapCause, Identity, Offset, OnSetback, PartitionId, ProduceError, ProducerBuilder, Record,
+    RequestError, StartAt, TopicName, UploadError, WireError,
 };
 
 const TOPIC: &str = "acme/quakes";
@@ -325,6 +326,90 @@ async fn the_clock_commits_also_while_there_is_always_more() {
         let committed = broker.state().committed.get(&PartitionId(0)).copied();
         assert_eq!(committed, Some(Offset(done)));
     }
+}
+
+fn told(from: u64, to: u64, cause: GapCause) -> Gap {
+    Gap {
+        partition: PartitionId(0),
+        from: Offset(from),
+        to: Offset(to),
+        cause,
+    }
+}
+
+#[tokio::test]
+async fn a_consumer_goes_back_to_where_a_crash_left_the_partition() {
+    for commits_first in [false, true] {
+        let (broker, client) = connected(1).await;
+        produce(&client, 6).await;
+        broker.state().close_after_deliveries.push_back(5);
+        let builder = client.consumer(topic()).start(StartAt::Earliest);
+        let named = builder.until_end(true).named("reader".parse().unwrap());
+        let mut consumer = named.build().await.unwrap();
+        for _ in 0..5 {
+            consumer.next_message().await.unwrap().unwrap();
+        }
+        let gap = told(3, 5, GapCause::Truncated);
+        {
+            let mut state = broker.state();
+            state.truncate(0, 3);
+            state.notices.push(Notice::Gap(gap));
+        }
+        if commits_first {
+            // What was read is more than there is: no reason to refuse all of it.
+            consumer.commit().await.unwrap();
+            assert_eq!(broker.state().committed[&PartitionId(0)], Offset(3));
+        }
+        assert!(consumer.next_message().await.is_none(), "it ends at 3 now");
+        assert_eq!(consumer.positions(), [(PartitionId(0), Offset(3))]);
+        assert_eq!(consumer.take_gaps(), [gap]);
+        assert_eq!(consumer.take_gaps(), []);
+        consumer.commit().await.unwrap();
+        assert_eq!(broker.state().committed[&PartitionId(0)], Offset(3));
+    }
+}
+
+#[tokio::test]
+async fn a_partition_that_is_shut_is_told_of_and_the_others_are_read() {
+    let (broker, client) = connected(2).await;
+    produce(&client, 3).await;
+    let shut = |at| Notice::Shut {
+        partition: PartitionId(1),
+        at: Offset(at),
+        error: WireError::new(ErrorCode::Corrupt, "partition 1 cannot be read"),
+    };
+    let lost = told(0, 1, GapCause::Lost);
+    for on_setback in [OnSetback::GoOn, OnSetback::Stop] {
+        // Twice: it is news once.
+        broker.state().notices = vec![shut(0), shut(0), Notice::Gap(lost)];
+        let consumer = client.consumer(topic()).start(StartAt::Earliest);
+        let consumer = consumer.until_end(true).on_setback(on_setback);
+        let mut consumer = consumer.build().await.unwrap();
+        let setback = consumer.next_message().await.unwrap().unwrap_err();
+        assert!(setback.is_setback());
+        assert_eq!(setback.wire().unwrap().code, ErrorCode::Corrupt);
+        let ConsumeError::Shut { partition, at, .. } = setback else {
+            panic!("{setback}")
+        };
+        assert_eq!((partition, at), (PartitionId(1), Offset(0)));
+        let mut offsets = Vec::new();
+        while let Some(message) = consumer.next_message().await {
+            offsets.push(message.unwrap().offset.0);
+        }
+        match on_setback {
+            OnSetback::GoOn => {
+                assert_eq!(offsets, [1, 2], "what is lost is passed over");
+                assert_eq!(consumer.take_gaps(), [lost]);
+            }
+            OnSetback::Stop => assert_eq!(offsets, []),
+        }
+    }
+    broker.state().notices = vec![Notice::Gap(lost)];
+    let consumer = client.consumer(topic()).on_setback(OnSetback::Stop);
+    let mut consumer = consumer.until_end(true).build().await.unwrap();
+    let setback = consumer.next_batch().await.unwrap().unwrap_err();
+    assert!(matches!(setback, ConsumeError::Gap { gap, .. } if gap == lost));
+    assert!(consumer.next_batch().await.is_none());
 }
 
 #[tokio::test]

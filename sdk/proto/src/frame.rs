@@ -46,6 +46,8 @@ pub enum FrameKind {
     End = 9,
     /// [`WireError`]: about the tag's request or batch, or about the stream.
     Error = 10,
+    /// [`Notice`](crate::message::Notice) among what a subscription delivers.
+    Notice = 11,
 }
 
 impl FrameKind {
@@ -61,6 +63,7 @@ impl FrameKind {
             8 => Self::Chunk,
             9 => Self::End,
             10 => Self::Error,
+            11 => Self::Notice,
             _ => return None,
         })
     }
@@ -467,7 +470,7 @@ mod tests {
     }
 
     fn frame() -> impl Strategy<Value = Frame> {
-        (1u8..=10, any::<u64>(), vec(any::<u8>(), 0..200)).prop_map(|(kind, tag, payload)| Frame {
+        (1u8..=11, any::<u64>(), vec(any::<u8>(), 0..200)).prop_map(|(kind, tag, payload)| Frame {
             kind: FrameKind::from_number(kind).unwrap(),
             tag,
             payload: payload.into(),
@@ -491,6 +494,7 @@ mod tests {
                     let _ = frame.message::<crate::message::Request>();
                     let _ = frame.message::<crate::message::StreamOpen>();
                     let _ = frame.message::<WireError>();
+                    let _ = frame.message::<crate::message::Notice>();
                     let _ = ProducePrefix::split(frame.payload.clone());
                     let _ = DeliverPrefix::split(frame.payload);
                 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use clap::Args;
 use futures_util::future::{Either, poll_immediate, select};
-use millstream::{Client, Consumer, Message};
+use millstream::{Client, ConsumeError, Consumer, Message};
 use millstream_proto::pipeline::ErrorPolicy;
 use millstream_proto::topic::StartAt;
 use millstream_proto::{ConsumerName, Offset, PartitionId, TopicName};
@@ -20,6 +20,7 @@ use crate::args::Global;
 use crate::clock;
 use crate::error::{CliError, Outcome};
 use crate::link;
+use crate::output::complain;
 use crate::plugin_use::{PluginRef, plugin_use, policy};
 use crate::quantity::{pair, show_count};
 
@@ -50,6 +51,14 @@ pub(crate) struct ConsumeArgs {
     /// Go on where the consumer of this name stopped, and commit how far this one comes.
     #[arg(long = "as", value_name = "CONSUMER")]
     consumer: Option<ConsumerName>,
+    /// Read nothing; remove what the consumer of this name has committed, so that it begins anew
+    /// and its name counts no more towards how many a topic may have.
+    #[arg(
+        long,
+        requires = "consumer",
+        conflicts_with_all = ["from", "partitions", "until_end", "max", "filter"]
+    )]
+    forget: bool,
     /// End at the end of the topic as it is now.
     #[arg(long)]
     until_end: bool,
@@ -91,6 +100,9 @@ fn start(text: &str) -> Result<StartAt, String> {
 /// Consumes until the end, the maximum, an error or an interruption.
 pub(crate) async fn run(global: &Global, args: ConsumeArgs) -> Outcome {
     let out = global.output();
+    if let (true, Some(name)) = (args.forget, &args.consumer) {
+        return forget(global, &args.topic, name).await;
+    }
     let client = link::connect(global).await?;
     let mut consumer = build(&client, &args).await?;
     let printer = Printer {
@@ -104,17 +116,36 @@ pub(crate) async fn run(global: &Global, args: ConsumeArgs) -> Outcome {
         printer,
         shown: 0,
         committed: Instant::now(),
+        setbacks: Vec::new(),
     };
     let outcome = work.run(args.max).await;
     // What was shown is shown, also when the next record could not be had.
     let finished = work.commit().await;
-    let shown = work.shown;
+    let (shown, setbacks) = (work.shown, std::mem::take(&mut work.setbacks));
     drop(work);
     link::leave(&client).await;
     outcome.and(finished)?;
     let plural = if shown == 1 { "" } else { "s" };
     out.note(&format!("{} record{plural}", show_count(shown)));
-    Ok(())
+    match setbacks.into_iter().next() {
+        None => Ok(()),
+        // Not all that was asked for was shown.
+        Some(first) => Err(CliError {
+            told: true,
+            ..first.into()
+        }),
+    }
+}
+
+async fn forget(global: &Global, topic: &TopicName, name: &ConsumerName) -> Outcome {
+    link::with(global, async |client| {
+        client.forget_consumer(topic.clone(), name.clone()).await
+    })
+    .await?;
+    global.output().done(
+        &format!("{topic}: what {name} has committed is forgotten"),
+        &serde_json::json!({ "topic": topic, "forgotten": name }),
+    )
 }
 
 async fn build(client: &Client, args: &ConsumeArgs) -> Outcome<Consumer> {
@@ -178,19 +209,30 @@ struct Work<'a, W> {
     printer: Printer<W>,
     shown: u64,
     committed: Instant,
+    /// Partitions that could not be read on: they were told when it happened.
+    setbacks: Vec<ConsumeError>,
 }
 
 impl<W: Write> Work<'_, W> {
     async fn run(&mut self, max: Option<u64>) -> Outcome {
         let mut interrupted = pin!(tokio::signal::ctrl_c());
         while max.is_none_or(|max| self.shown < max) {
-            match self.next(interrupted.as_mut()).await? {
-                Some(message) => {
+            let next = self.next(interrupted.as_mut()).await?;
+            for gap in self.consumer.take_gaps() {
+                complain(&format!("warning: {}, {gap}", self.consumer.topic()));
+            }
+            match next {
+                Some(Ok(message)) => {
                     self.printer
                         .print(&message)
                         .map_err(|e| CliError::output(&e))?;
                     self.shown += 1;
                 }
+                Some(Err(setback)) if setback.is_setback() => {
+                    complain(&format!("warning: {setback}"));
+                    self.setbacks.push(setback);
+                }
+                Some(Err(error)) => return Err(error.into()),
                 None => break,
             }
         }
@@ -199,7 +241,10 @@ impl<W: Write> Work<'_, W> {
 
     /// The next record; none at the end or when interrupted. Before it waits, what was printed is
     /// flushed, so that nobody looks at half of it; and it is committed from time to time.
-    async fn next<I>(&mut self, mut interrupted: Pin<&mut I>) -> Outcome<Option<Message>>
+    async fn next<I>(
+        &mut self,
+        mut interrupted: Pin<&mut I>,
+    ) -> Outcome<Option<Result<Message, ConsumeError>>>
     where
         I: Future<Output = io::Result<()>>,
     {
@@ -207,7 +252,7 @@ impl<W: Write> Work<'_, W> {
             self.commit().await?;
         }
         if let Some(received) = poll_immediate(pin!(self.consumer.next_message())).await {
-            return Ok(received.transpose()?);
+            return Ok(received);
         }
         self.printer.out.flush().map_err(|e| CliError::output(&e))?;
         loop {
@@ -222,7 +267,7 @@ impl<W: Write> Work<'_, W> {
                     })
             };
             match waited {
-                Ok(Ok(received)) => return Ok(received.transpose()?),
+                Ok(Ok(received)) => return Ok(received),
                 Ok(Err(signal)) => return signal.map(|()| None).map_err(CliError::failure),
                 Err(_) => self.commit().await?,
             }

@@ -27,6 +27,7 @@ pub use partition::{Follow, Partition, Stored, TailRead};
 pub use producers::{Claim, KeepInMemory, ProducerRefused, ProducerStream, expire_producers};
 pub use read::ReadFault;
 pub use retention::{RetainError, retain};
+pub(crate) use seek::approach;
 pub use seek::seek;
 pub use tail::TailBudget;
 pub use topic::Topic;

@@ -24,14 +24,30 @@ pub(super) static SEEKING: Semaphore = Semaphore::const_new(TIME_SEEKERS);
 /// store cannot be read, or could not when the partition was opened.
 pub async fn seek(partition: &Arc<Partition>, at: StartAt) -> Result<Offset, ReadFault> {
     partition.check_readable()?;
+    match approach(partition, at).await? {
+        (offset, None) => Ok(offset),
+        (_, Some(fault)) => Err(fault),
+    }
+}
+
+/// As [`seek`], for a reader who is to stand before what cannot be read rather than hear of it
+/// now: the offset, and why it is no better, if nobody can tell what `at` means.
+///
+/// # Errors
+/// [`ReadFault::OutOfRange`] for an offset that is not there; when the broker goes down.
+pub(crate) async fn approach(
+    partition: &Arc<Partition>,
+    at: StartAt,
+) -> Result<(Offset, Option<ReadFault>), ReadFault> {
     let (start, end) = (partition.start(), partition.end());
+    let is_shut = partition.unreadable().is_some();
     match at {
-        StartAt::Earliest => Ok(start),
-        StartAt::Latest => Ok(end),
-        StartAt::Offset(wanted) if wanted < start || wanted > end => {
+        StartAt::Earliest => Ok((start, None)),
+        StartAt::Latest => Ok((end, None)),
+        StartAt::Offset(wanted) if wanted < start || (wanted > end && !is_shut) => {
             Err(ReadFault::OutOfRange { wanted, start, end })
         }
-        StartAt::Offset(wanted) => Ok(wanted),
+        StartAt::Offset(wanted) => Ok((wanted, None)),
         StartAt::Timestamp(wanted) => {
             let _turn = SEEKING.acquire().await.map_err(|_| ReadFault::Closing)?;
             let mut from = start;
@@ -47,17 +63,20 @@ pub async fn seek(partition: &Arc<Partition>, at: StartAt) -> Result<Offset, Rea
                         from = next;
                         continue;
                     }
+                    Err(fault @ (ReadFault::Store(_) | ReadFault::Damaged { .. })) => {
+                        return Ok((from, Some(fault)));
+                    }
                     read => read?,
                 };
                 if let Some(found) = batches.iter().find(|s| reaches(s, wanted)) {
-                    return Ok(found.base.max(partition.start()));
+                    return Ok((found.base.max(partition.start()), None));
                 }
                 match batches.last() {
                     Some(last) => from = last.end(),
                     None => break,
                 }
             }
-            Ok(end)
+            Ok((end, None))
         }
     }
 }

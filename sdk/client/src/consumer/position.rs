@@ -16,6 +16,8 @@ struct Position {
     committed: Option<Offset>,
     /// The broker has delivered everything that was asked for.
     finished: bool,
+    /// It was told that the partition stands still, and nothing came since.
+    shut: bool,
 }
 
 /// The positions of one consumer.
@@ -32,7 +34,35 @@ impl Positions {
             handed: start,
             committed: None,
             finished: false,
+            shut: false,
         });
+    }
+
+    /// The partition goes on at `at`, if that lies before where the consumer stands: what it has
+    /// received behind it is gone, and other records will have these offsets. Returns whether
+    /// that is so.
+    pub(crate) fn go_back(&mut self, partition: PartitionId, at: Offset) -> bool {
+        let known = self.by_partition.get_mut(&partition);
+        let Some(position) = known.filter(|position| at < position.next) else {
+            return false;
+        };
+        position.next = at;
+        position.handed = position.handed.min(at);
+        true
+    }
+
+    /// The partition goes on at `at`, behind what is not there.
+    pub(crate) fn pass_over(&mut self, partition: PartitionId, at: Offset) {
+        if let Some(position) = self.by_partition.get_mut(&partition) {
+            position.next = position.next.max(at);
+            position.handed = position.handed.max(at);
+        }
+    }
+
+    /// The partition stands still. Returns whether that is news.
+    pub(crate) fn shut(&mut self, partition: PartitionId) -> bool {
+        let known = self.by_partition.get_mut(&partition);
+        known.is_some_and(|position| !std::mem::replace(&mut position.shut, true))
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -57,6 +87,7 @@ impl Positions {
             return None;
         }
         position.next = next;
+        position.shut = false;
         Some(from)
     }
 
@@ -151,6 +182,39 @@ mod tests {
         assert_eq!(positions.uncommitted(), []);
         positions.hand(P, Offset(9));
         assert_eq!(positions.uncommitted(), [(P, Offset(9))]);
+    }
+
+    #[test]
+    fn what_a_crash_took_is_read_and_committed_again() {
+        let mut positions = Positions::default();
+        positions.begin(P, Offset(0));
+        positions.receive(P, Offset(9), |_| true);
+        positions.hand(P, Offset(9));
+        positions.commit(&[(P, Offset(9))]);
+        assert!(positions.go_back(P, Offset(5)));
+        assert!(!positions.go_back(P, Offset(5)) && !positions.go_back(P, Offset(7)));
+        assert!(!positions.go_back(PartitionId(9), Offset(0)));
+        assert_eq!(positions.uncommitted(), [(P, Offset(5))]);
+        assert_eq!(positions.receive(P, Offset(7), |_| true), Some(Offset(5)));
+    }
+
+    #[test]
+    fn what_is_not_there_is_done_with() {
+        let mut positions = Positions::default();
+        positions.begin(P, Offset(0));
+        positions.pass_over(P, Offset(4));
+        assert_eq!(positions.uncommitted(), [(P, Offset(4))]);
+        positions.pass_over(P, Offset(2));
+        assert_eq!(positions.resume(), [(P, Offset(4))]);
+    }
+
+    #[test]
+    fn a_partition_that_stands_still_is_news_once_until_something_comes() {
+        let mut positions = Positions::default();
+        positions.begin(P, Offset(0));
+        assert!(positions.shut(P) && !positions.shut(P));
+        positions.receive(P, Offset(1), |_| true);
+        assert!(positions.shut(P) && !positions.shut(PartitionId(9)));
     }
 
     #[test]

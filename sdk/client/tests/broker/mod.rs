@@ -15,8 +15,8 @@ use millstream::proto::frame::{
     Assembler, DeliverPrefix, Frame, FrameKind, ProducePrefix, frame_header, message_frame,
 };
 use millstream::proto::message::{
-    Ack, OpenProducer, OpenSubscription, Placement, ProducerOpened, Request, Response, StreamOpen,
-    SubscriptionOpened,
+    Ack, Notice, OpenProducer, OpenSubscription, Placement, ProducerOpened, Request, Response,
+    StreamOpen, SubscriptionOpened,
 };
 use millstream::proto::version::HelloOk;
 use millstream::proto::{Batch, ProducerId, Sequence};
@@ -51,6 +51,8 @@ pub(crate) struct State {
     /// Requests by their number that are not answered before the connection goes.
     pub(crate) lose_requests: HashSet<u64>,
     pub(crate) requests: u64,
+    /// Told behind the next opening of a subscription, in place of what a real broker would find.
+    pub(crate) notices: Vec<Notice>,
 }
 
 pub(crate) struct Broker {
@@ -176,8 +178,17 @@ impl Side {
             }
             let answer = match frame.message().unwrap() {
                 Request::CommitOffsets { offsets, .. } => {
-                    state.lock().unwrap().committed.extend(offsets);
-                    Ok(Response::Done)
+                    let mut state = state.lock().unwrap();
+                    let end = |partition: PartitionId| state.ends[partition.0 as usize];
+                    if offsets.iter().all(|(p, offset)| offset.0 <= end(*p)) {
+                        state.committed.extend(offsets);
+                        Ok(Response::Done)
+                    } else {
+                        Err(WireError::new(
+                            ErrorCode::OffsetOutOfRange,
+                            "behind the end",
+                        ))
+                    }
                 }
                 Request::ListTopics { after: None, .. } => Ok(Response::Topics(vec![
                     "acme/a".parse().unwrap(),
@@ -235,6 +246,10 @@ impl Side {
         let (positions, frames) = state.lock().unwrap().deliveries(&open);
         self.say(FrameKind::Opened, 0, &SubscriptionOpened { positions })
             .await;
+        let notices = std::mem::take(&mut state.lock().unwrap().notices);
+        for notice in notices {
+            self.say(FrameKind::Notice, 0, &notice).await;
+        }
         let close_after = state.lock().unwrap().close_after_deliveries.pop_front();
         for (i, mut frame) in (0u64..).zip(frames) {
             if Some(i) == close_after {
@@ -260,6 +275,12 @@ enum Taken {
 }
 
 impl State {
+    /// Loses all but the first `batches` of a partition, each of which has one record.
+    pub(crate) fn truncate(&mut self, partition: u32, batches: usize) {
+        self.partitions[partition as usize].truncate(batches);
+        self.ends[partition as usize] = batches as u64;
+    }
+
     fn take(&mut self, open: &OpenProducer, frame: Frame, holding: &mut bool) -> Taken {
         let (prefix, bytes) = ProducePrefix::split(frame.payload).unwrap();
         let batch = Batch::check(bytes).unwrap();
@@ -327,7 +348,8 @@ impl State {
         };
         let begin = |partition: PartitionId| {
             let own = open.positions.iter().find(|(p, _)| *p == partition);
-            own.map_or(start, |(_, offset)| *offset)
+            let end = Offset(self.ends[partition.0 as usize]);
+            own.map_or(start, |(_, offset)| (*offset).min(end))
         };
         let mut frames = Vec::new();
         for &partition in chosen {
