@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use crate::broker::Broker;
 use crate::limits::HANDSHAKE_TIMEOUT;
 use crate::listen::close;
+use crate::metrics::StreamKind;
 use crate::serve;
 use crate::stream::{FrameReader, FrameWriter, STREAM_TAG};
 
@@ -77,7 +78,10 @@ impl Session {
     }
 
     async fn stream(&self, send: SendStream, recv: RecvStream) {
-        let (mut reader, writer) = (FrameReader::new(recv), FrameWriter::new(send));
+        let (mut reader, writer) = (
+            FrameReader::new(recv),
+            FrameWriter::new(send, Arc::clone(&self.peer.broker.counters)),
+        );
         let opened = tokio::select! {
             opened = tokio::time::timeout(HANDSHAKE_TIMEOUT, self.open(&mut reader)) => opened,
             () = self.peer.broker.gate.closing() => Ok(Err(Some(shutting_down()))),
@@ -116,6 +120,13 @@ impl Session {
 
     async fn dispatch(&self, open: StreamOpen, reader: FrameReader, writer: FrameWriter) {
         let peer = self.peer.clone();
+        let kind = match &open {
+            StreamOpen::Control(_) => StreamKind::Control,
+            StreamOpen::Producer(_) => StreamKind::Producer,
+            StreamOpen::Subscription(_) => StreamKind::Subscription,
+            StreamOpen::Upload(_) => StreamKind::Upload,
+        };
+        let _present = self.peer.broker.counters.stream(kind);
         match open {
             StreamOpen::Control(hello) => self.control(&hello, reader, writer).await,
             StreamOpen::Producer(open) => serve::producer::run(peer, open, reader, writer).await,

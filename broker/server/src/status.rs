@@ -75,7 +75,7 @@ fn shard_storage(number: u32, store: &Arc<dyn Store>) -> ShardStorage {
 }
 
 /// Resident memory of this process in bytes; 0 where the system does not say.
-fn resident_bytes() -> u64 {
+pub(crate) fn resident_bytes() -> u64 {
     // From the kernel's memory, not from a disk: reading it does not block.
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     resident(&status).unwrap_or(0)

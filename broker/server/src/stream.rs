@@ -1,6 +1,7 @@
 //! Frames over a QUIC stream.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use millstream_proto::frame::{
@@ -14,6 +15,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout_at};
 
 use crate::limits::{FRAME_TIMEOUT, FREE_FRAME_BYTES, INBOUND_BYTES};
+use crate::metrics::Counters;
 
 /// Tag of an error that concerns the whole stream.
 pub(crate) const STREAM_TAG: u64 = u64::MAX;
@@ -152,11 +154,13 @@ impl FrameReader {
 /// Writes frames.
 pub(crate) struct FrameWriter {
     stream: SendStream,
+    counters: Arc<Counters>,
 }
 
 impl FrameWriter {
-    pub(crate) fn new(stream: SendStream) -> Self {
-        Self { stream }
+    /// Counts the errors that it writes.
+    pub(crate) fn new(stream: SendStream, counters: Arc<Counters>) -> Self {
+        Self { stream, counters }
     }
 
     /// Writes one message.
@@ -177,6 +181,7 @@ impl FrameWriter {
 
     /// Writes an error.
     pub(crate) async fn error(&mut self, tag: u64, error: &WireError) -> Result<(), WriteError> {
+        self.counters.error(error.code);
         self.message(FrameKind::Error, tag, error).await
     }
 

@@ -195,6 +195,12 @@ impl TestBroker {
         self.addr
     }
 
+    /// Where its metrics can be read, if they can.
+    #[must_use]
+    pub fn metrics_addr(&self) -> Option<SocketAddr> {
+        self.running.as_ref().and_then(Running::metrics_addr)
+    }
+
     /// Its authority.
     #[must_use]
     pub fn pki(&self) -> &Pki {

@@ -208,6 +208,7 @@ impl Guests {
         let open = || {
             let clock = self.shared.clock.clone();
             let log = LogBook::new(LogLimits::default(), Arc::new(move || clock.now_ms()));
+            let log = log.counting(self.engine().usage_of(&plugin.tenant()));
             Books {
                 log: Arc::new(log),
                 counters: Arc::default(),

@@ -10,6 +10,7 @@
 //!
 //! Absent: state, timers and joins.
 
+mod figures;
 mod lifecycle;
 mod progress;
 pub(crate) mod row;
@@ -34,6 +35,7 @@ use crate::guests::{Directory, Guests};
 use crate::limits::{MAX_CHAIN_BYTES, MAX_PIPELINES, PAGE_BYTES};
 use crate::log::Topic;
 use progress::Progress;
+pub(crate) use figures::Figures;
 pub use row::LoadError as PipelineError;
 use row::{DefinitionRow, PositionKey};
 use task::check_rights;

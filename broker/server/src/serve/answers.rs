@@ -15,6 +15,7 @@ use millstream_proto::message::Ack;
 use tokio::sync::Notify;
 
 use crate::limits::{ANSWER_BYTES, MAX_IN_FLIGHT_BATCHES};
+use crate::metrics::Counters;
 
 /// The fate of a batch.
 #[derive(Debug)]
@@ -41,6 +42,7 @@ pub(crate) struct Answers {
     slots: Mutex<Slots>,
     filled: Notify,
     freed: Notify,
+    counters: Arc<Counters>,
 }
 
 /// The place of one batch's answer. It holds back all later ones until it is
@@ -53,6 +55,14 @@ pub(crate) struct Slot {
 }
 
 impl Answers {
+    /// Counts the errors among the answers.
+    pub(crate) fn new(counters: Arc<Counters>) -> Self {
+        Self {
+            counters,
+            ..Self::default()
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Slots> {
         // Nothing under this lock panics half-way through a change.
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
@@ -110,6 +120,9 @@ impl Answers {
         {
             slots.front += 1;
             any = true;
+            if let Answer::Error(error) = &answer {
+                self.counters.error(error.code);
+            }
             put_answer(&mut out, tag, answer);
         }
         Some(any.then_some(out))
