@@ -170,8 +170,9 @@ pub trait Snapshot: Send {
 
     /// Up to which key, not included, the rows of `range` can be removed in one batch so that the
     /// engine reads about as much as `limit` says for it, or no more than for one row; `None` if
-    /// there are none. It never lies behind the end of `range`. What is removed may be far more than
-    /// what is read for it.
+    /// there are none. It lies behind the start of `range`, and not behind its end. What is removed
+    /// may be far more than what is read for it; or nothing, where the engine knows only about where
+    /// rows are. Whoever removes the range, again and again, comes to an end.
     ///
     /// # Errors
     /// As [`Snapshot::scan`].

@@ -361,7 +361,45 @@ impl Run {
             rows: read.rows,
             bytes: read.bytes,
         };
+        self.heads(snapshot, rows, from.clone()..to.clone(), limit);
         self.scan(snapshot, rows, from..to, direction, limit);
+    }
+
+    /// What is told of rows without their values, and which may be removed at once.
+    fn heads(&self, snapshot: &dyn Snapshot, rows: &Rows, range: Range<Key>, limit: ScanLimit) {
+        let bounds = || &range.start[..]..&range.end[..];
+        let context = format!("{range:?} {limit:?}");
+        for head in [0, 1, 64, 100] {
+            let page = snapshot.heads(Space::Records, bounds(), limit, head);
+            self.check(page, |page| {
+                let mut expected = rows.range(range.clone());
+                for told in &page.heads {
+                    let several: Vec<_> = expected.by_ref().take(told.rows).collect();
+                    assert_eq!(several.len(), told.rows, "{context}: {told:?}");
+                    assert_eq!(*several[0].0, told.key, "{context}");
+                    let of = |(key, value): &(&Key, &Bytes)| (key.len() + value.len()) as u64;
+                    let bytes: u64 = several.iter().map(of).sum();
+                    assert_eq!(bytes, told.bytes, "{context}: {told:?}");
+                    let value = several[0].1;
+                    assert_eq!(told.head, value[..head.min(value.len())], "{context}");
+                    assert!(head == 0 || told.rows == 1, "{context}: {told:?}");
+                }
+                let all = expected.next().is_none();
+                assert!(page.more || all, "{context}: {page:?}");
+                assert!(!(page.more && all) || self.machine.is_off(), "{context}");
+                let bytes: u64 = page.heads.iter().map(|told| told.bytes).sum();
+                assert!(page.heads.len() < 2 || bytes <= limit.bytes as u64);
+                assert!(page.heads.len() <= limit.rows, "{context}");
+            });
+        }
+        let end = snapshot.removable(Space::Records, bounds(), limit);
+        self.check(end, |end| {
+            // What lies sealed around a record that was deleted may hold none.
+            let any = rows.range(range.clone()).next().is_some();
+            assert!(end.is_some() || !any, "{context}");
+            let within = |end| range.start < end && end <= range.end;
+            assert!(end.is_none_or(within), "{context}");
+        });
     }
 
     fn scan(

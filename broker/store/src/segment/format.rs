@@ -236,13 +236,12 @@ impl Block {
 
     /// Where the key and the value of entry `at` end. Within the directory: the length of the
     /// block has been checked against the number of entries.
+    #[inline]
     fn ends(&self, at: usize) -> (usize, usize) {
-        let number = |at: usize| {
-            let bytes = self.bytes[at..].first_chunk();
-            bytes.map_or(0, |bytes| u32::from_le_bytes(*bytes) as usize)
-        };
         let at = BLOCK_HEAD + at * ENTRY_HEAD;
-        (number(at), number(at + 4))
+        let ends = self.bytes[at..].first_chunk::<ENTRY_HEAD>();
+        let ends = u64::from_le_bytes(ends.copied().unwrap_or_default());
+        (ends as u32 as usize, (ends >> 32) as usize)
     }
 
     fn starts(&self, at: usize) -> (usize, usize) {
@@ -251,6 +250,13 @@ impl Block {
 
     pub(super) fn entries(&self) -> usize {
         self.entries
+    }
+
+    /// The key of entry `at`, and where its value lies among all values.
+    #[inline]
+    pub(super) fn entry(&self, at: usize) -> (&[u8], Range<usize>) {
+        let ((key, value), (key_end, value_end)) = (self.starts(at), self.ends(at));
+        (&self.bytes[self.keys_at..][key..key_end], value..value_end)
     }
 
     /// The key of entry `at`, which is less than [`Block::entries`].

@@ -138,14 +138,14 @@ impl Current {
             Direction::Forward => self.entries.next(),
             Direction::Backward => self.entries.next_back(),
         }?;
-        let key = Key::from(self.block.key(at));
-        let value = self.value(at, direction);
+        let (key, place) = self.block.entry(at);
+        let key = Key::from(key);
+        let value = self.value(at, place, direction);
         Some(Row { key, value })
     }
 
-    fn value(&mut self, at: usize, direction: Direction) -> Bytes {
+    fn value(&mut self, at: usize, place: Range<usize>, direction: Direction) -> Bytes {
         let block = &self.block;
-        let place = block.value_place(at);
         if is_shared(place.len(), self.buffer_len) {
             return block.shared_value(place);
         }
