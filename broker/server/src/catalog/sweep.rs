@@ -1,16 +1,14 @@
 //! Removes what deleted topics leave behind, in steps, beside everything else.
 //!
 //! A topic's own row goes first, together with the note that it is doomed, so that a restart
-//! takes up where the last run stopped. The store reads what it removes: a step is a few MiB, and
-//! each waits in the same queue as everybody's writes.
+//! takes up where the last run stopped. A step is as large as the store can remove while it reads a
+//! few MiB, and each waits in the same queue as everybody's writes.
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use millstream_store::key::{offset, partition, producer, record};
-use millstream_store::{
-    CommitError, Direction, Key, ReadError, ScanLimit, Space, Store, WriteBatch,
-};
+use millstream_store::{CommitError, Key, ReadError, ScanLimit, Space, Store, WriteBatch};
 
 use super::row::Row;
 use super::{Catalog, Doomed};
@@ -105,14 +103,67 @@ fn next_step(store: &dyn Store, topic: u32) -> Result<Option<(Space, Range<Key>)
     ];
     for (space, range) in spaces {
         let bounds = &range.start[..]..&range.end[..];
-        let page = snapshot.scan(space, bounds, Direction::Forward, limit)?;
-        if let Some(last) = page.rows.last() {
-            // Up to and with the last: nothing sorts between a key and the same with a 0 behind.
-            return Ok(Some((
-                space,
-                range.start..last.key.clone().push_bytes(&[0]),
-            )));
+        if let Some(end) = snapshot.removable(space, bounds, limit)? {
+            return Ok(Some((space, range.start..end)));
         }
     }
     Ok(None)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a panic is a test's way to fail")]
+mod tests {
+    use millstream_store::fault::FaultDisk;
+    use millstream_store::key::record::RecordKey;
+    use millstream_store::segment::Files;
+    use millstream_store::segment::fault::FaultFiles;
+    use millstream_store::{RedbConfig, RedbStore};
+
+    use super::*;
+
+    const TOPIC: u32 = 5;
+
+    async fn put(store: &RedbStore, partition: u32, offsets: Range<u64>) {
+        let mut batch = WriteBatch::new();
+        for base_offset in offsets {
+            let key = RecordKey {
+                topic: TOPIC,
+                partition,
+                base_offset,
+            };
+            batch.put(Space::Records, key.encode(), vec![7; DELETE_STEP_BYTES / 8]);
+        }
+        store.commit(batch).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_is_sealed_goes_at_once_and_what_is_hot_in_steps() {
+        let files = FaultFiles::new();
+        let (backend, config) = (FaultDisk::new().backend(), RedbConfig::default());
+        let store =
+            RedbStore::open_with(backend, Arc::new(files.clone()), "disk", &config).unwrap();
+        for partition in 0..8 {
+            put(&store, partition, 0..8).await;
+        }
+        for _ in 0..4 {
+            store.seal_now();
+        }
+        put(&store, 3, 8..24).await;
+        // Nothing of the files is needed to remove what lies in them.
+        let sealed = files.list().unwrap();
+        assert!(sealed.len() > 1);
+        for file in &sealed {
+            files.remove(file.number).unwrap();
+        }
+        let mut steps = 0;
+        while let Some((space, range)) = next_step(&store, TOPIC).unwrap() {
+            let mut batch = WriteBatch::new();
+            batch.delete_range(space, range);
+            store.commit(batch).await.unwrap();
+            steps += 1;
+        }
+        // 8 MiB are hot and 32 are not.
+        assert!((2..=4).contains(&steps), "{steps} steps");
+        assert_eq!(store.stats().storage.live_bytes, 0);
+    }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use millstream_proto::{Batch, ErrorCode, Offset, PartitionId, TopicName, WireError};
 use millstream_store::key::lost;
 use millstream_store::key::record::{self, RecordKey};
-use millstream_store::{Direction, ReadError, ScanLimit, Snapshot, Space};
+use millstream_store::{Direction, Key, ReadError, ScanLimit, ScanPage, Snapshot, Space};
 use tokio::sync::Semaphore;
 
 use super::partition::{Partition, Stored, TailRead};
@@ -126,18 +126,23 @@ impl Partition {
             offset,
             why,
         };
-        let first = snapshot.floor_key(Space::Records, &key(0), &key(from.0))?;
-        let Some(first) = first else {
-            return self.gone_or_damaged(&*snapshot, from);
-        };
         let stop = record::range_all(topic, partition).end;
         let limit = ScanLimit::bytes(max_bytes);
-        let page = snapshot.scan(
-            Space::Records,
-            &first[..]..&stop[..],
-            Direction::Forward,
-            limit,
-        )?;
+        let scan = |first: &Key| {
+            let range = &first[..]..&stop[..];
+            snapshot.scan(Space::Records, range, Direction::Forward, limit)
+        };
+        // Whoever reads on asks for the first offset of a batch. Looking for the batch that holds
+        // an offset may read one.
+        let exact = key(from.0);
+        let begins = |page: &ScanPage| page.rows.first().is_some_and(|row| row.key == exact);
+        let page = match scan(&exact) {
+            Ok(page) if begins(&page) => page,
+            _ => match snapshot.floor_key(Space::Records, &key(0), &exact)? {
+                Some(first) => scan(&first)?,
+                None => return self.gone_or_damaged(&*snapshot, from),
+            },
+        };
         let mut found: Vec<Stored> = Vec::with_capacity(page.rows.len());
         for row in page.rows {
             let at = RecordKey::decode(&row.key).map_err(|e| damaged(from, e.to_string()))?;
@@ -180,7 +185,7 @@ impl Partition {
 
     /// No batch holds `from`: either retention has just removed it, or it is lost, which may be
     /// known.
-    fn gone_or_damaged(
+    pub(super) fn gone_or_damaged(
         &self,
         snapshot: &dyn Snapshot,
         from: Offset,

@@ -13,6 +13,7 @@ use super::seek::SEEKING;
 use super::*;
 use crate::limits::TIME_SEEKERS;
 
+mod retained;
 mod unreadable;
 
 /// Timestamp of the batches that time is to remove.
