@@ -277,6 +277,10 @@ impl Files for OneFile {
         Err(ErrorKind::ReadOnlyFilesystem.into())
     }
 
+    fn set_aside(&self, _: u64) -> io::Result<PathBuf> {
+        Err(ErrorKind::ReadOnlyFilesystem.into())
+    }
+
     fn list(&self) -> io::Result<Vec<StoredFile>> {
         Ok(Vec::new())
     }

@@ -14,13 +14,12 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
 
-use ::redb::{Database, Error as RedbError};
+use ::redb::{Database, Error as RedbError, StorageBackend};
 use bytes::Bytes;
 
 use super::check::{LiveExtents, Walk, live_in};
@@ -43,9 +42,6 @@ use crate::segment::{
 use crate::space::Space;
 use crate::trailer;
 use crate::writer::caught;
-
-/// Where files of segments go that were taken out, within the directory of the segments.
-const QUARANTINE: &str = "quarantine";
 
 /// A store's files, for as long as no broker has them open.
 pub struct OfflineStore {
@@ -139,24 +135,39 @@ impl OfflineStore {
         if !path.try_exists().map_err(io)? {
             return Err(io(ErrorKind::NotFound.into()));
         }
-        let config = RedbConfig {
-            // It is verified by the check itself, after everything else.
-            verify_up_to: 0,
-            ..RedbConfig::default()
-        };
-        let database = open::open_file(path, &config, &Arc::<Meter>::default())?;
+        let database = open::open_file(path, &unverified(), &Arc::<Meter>::default())?;
         let files = DirFiles::open(&segment_directory(path)).map_err(open::segment_error)?;
-        let segments = Arc::new(Segments::new(Arc::new(files), OpenLimits::default()));
+        Self::of(path.to_owned(), database, Arc::new(files))
+    }
+
+    /// As [`OfflineStore::open`], of a store in `backend`, which is not empty, with its segments in
+    /// `files`. `name` stands for the file in errors. For tests: [`crate::fault`] has backends that
+    /// fail on request.
+    ///
+    /// # Errors
+    /// As [`OfflineStore::open`].
+    pub fn open_with(
+        backend: impl StorageBackend,
+        files: Arc<dyn Files>,
+        name: impl Into<PathBuf>,
+    ) -> Result<Self, OpenError> {
+        let name = name.into();
+        let meter = Arc::<Meter>::default();
+        let database = open::open_backend_with(backend, &*files, &name, &unverified(), &meter)?;
+        Self::of(name, database, files)
+    }
+
+    fn of(path: PathBuf, database: Database, files: Arc<dyn Files>) -> Result<Self, OpenError> {
+        let segments = Arc::new(Segments::new(files, OpenLimits::default()));
         let mut store = Self {
-            path: path.to_owned(),
+            path,
             view: None,
             database,
             segments,
             broken: false,
         };
-        store
-            .look()
-            .map_err(|error| open::open_error(path, error))?;
+        let looked = store.look();
+        looked.map_err(|error| open::open_error(&store.path, error))?;
         Ok(store)
     }
 
@@ -348,25 +359,9 @@ impl OfflineStore {
 
     /// Gives the file of segment `number` a second name, where nobody looks for segments.
     fn set_aside(&self, number: u64) -> Result<PathBuf, QuarantineError> {
-        let file = self.segments.files().path(number);
-        let directory = segment_directory(&self.path).join(QUARANTINE);
-        let made = fs::create_dir(&directory);
-        match made {
-            Err(error) if error.kind() != ErrorKind::AlreadyExists => {
-                return Err(self.io("create", directory)(error));
-            }
-            _ => {}
-        }
-        let aside = directory.join(file.file_name().unwrap_or_default());
-        match fs::hard_link(&file, &aside) {
-            Err(error) if error.kind() != ErrorKind::AlreadyExists => {
-                return Err(self.io("set aside", file)(error));
-            }
-            _ => {}
-        }
-        let synced = File::open(&directory).and_then(|directory| directory.sync_all());
-        synced.map_err(self.io("sync", directory))?;
-        Ok(aside)
+        let files = self.segments.files();
+        let aside = files.set_aside(number);
+        aside.map_err(self.io("set aside", files.path(number)))
     }
 
     fn commit(
@@ -475,6 +470,14 @@ impl Salvage {
             bytes: (key.len() + stored.len() - TRAILER_LEN) as u64,
         });
         Ok(())
+    }
+}
+
+/// How it is opened: it is verified by the check itself, after everything else.
+fn unverified() -> RedbConfig {
+    RedbConfig {
+        verify_up_to: 0,
+        ..RedbConfig::default()
     }
 }
 

@@ -36,11 +36,15 @@ pub enum FileOperation {
     Remove,
     /// A listing of the directory.
     List,
+    /// A finished file that gets a second name, elsewhere.
+    SetAside,
+    /// A sync of where those names are.
+    SyncAside,
 }
 
 impl FileOperation {
     /// Every kind of operation.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Create,
         Self::Write,
         Self::Sync,
@@ -50,6 +54,8 @@ impl FileOperation {
         Self::Read,
         Self::Remove,
         Self::List,
+        Self::SetAside,
+        Self::SyncAside,
     ];
 }
 
@@ -110,6 +116,8 @@ struct State {
     durable_names: Names,
     /// What changed the names since, in order.
     unsynced: Vec<Change>,
+    /// Second names, and whether a power cut cannot take them.
+    aside: BTreeMap<u64, (usize, bool)>,
     capacity: usize,
     counts: [u64; FileOperation::ALL.len()],
     fault: Option<FileFault>,
@@ -124,6 +132,7 @@ impl State {
             durable_names: names.clone(),
             names,
             unsynced: Vec::new(),
+            aside: BTreeMap::new(),
             capacity: usize::MAX,
             counts: Default::default(),
             fault: None,
@@ -255,6 +264,14 @@ impl FaultFiles {
         Some(state.files[*file].bytes.clone())
     }
 
+    /// What a file that was set aside holds now.
+    #[must_use]
+    pub fn content_aside(&self, number: u64) -> Option<Vec<u8>> {
+        let state = self.lock();
+        let (file, _) = state.aside.get(&number)?;
+        Some(state.files[*file].bytes.clone())
+    }
+
     /// Puts a finished and durable file there, or replaces it for those who open it from now on.
     pub fn put(&self, number: u64, bytes: Vec<u8>) {
         let mut state = self.lock();
@@ -315,7 +332,7 @@ impl FaultFiles {
 
     /// The directory that is found after a power cut now: everything synced; each unsynced change
     /// of a name for which `kept` says at least 1 when asked with its place in their order and
-    /// length 1; and of each file's unsynced bytes as many of the first as `kept` says when asked
+    /// length 1; no second name that was not synced; and of each file's unsynced bytes as many of the first as `kept` says when asked
     /// with the file's place and the number of those bytes. This directory is left as it is.
     #[must_use]
     pub fn after_power_cut(&self, mut kept: impl FnMut(usize, usize) -> usize) -> Self {
@@ -333,7 +350,10 @@ impl FaultFiles {
             Content { bytes, durable }
         };
         let files = state.files.iter().enumerate().map(survive).collect();
-        Self::with(State::new(files, names))
+        let mut left = State::new(files, names);
+        let durable = state.aside.iter().filter(|(_, (_, durable))| *durable);
+        left.aside = durable.map(|(number, aside)| (*number, *aside)).collect();
+        Self::with(left)
     }
 }
 
@@ -382,6 +402,17 @@ impl Files for FaultFiles {
         state.find(name)?;
         state.change(Change::Remove { name });
         Ok(())
+    }
+
+    fn set_aside(&self, number: u64) -> io::Result<PathBuf> {
+        let mut state = self.lock();
+        state.begin_whole(FileOperation::SetAside)?;
+        let finished = true;
+        let file = state.find(Name { number, finished })?;
+        let (file, _) = *state.aside.entry(number).or_insert((file, false));
+        state.begin_whole(FileOperation::SyncAside)?;
+        state.aside.insert(number, (file, true));
+        Ok(format!("memory/aside/{number:016x}.seg").into())
     }
 
     fn list(&self) -> io::Result<Vec<StoredFile>> {

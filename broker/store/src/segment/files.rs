@@ -35,6 +35,13 @@ pub trait Files: Send + Sync + 'static {
     /// If there is none, or the system refuses.
     fn remove(&self, number: u64) -> io::Result<()>;
 
+    /// Gives a finished file a second name, where nobody looks for segments, and makes that
+    /// durable. Says what it is called there; one that is there already stays.
+    ///
+    /// # Errors
+    /// If there is none, or the system refuses. It may have the second name all the same.
+    fn set_aside(&self, number: u64) -> io::Result<PathBuf>;
+
     /// The finished files, by number.
     ///
     /// # Errors
@@ -97,6 +104,9 @@ pub struct StoredFile {
 const SUFFIX: &str = ".seg";
 const UNFINISHED_SUFFIX: &str = ".seg.new";
 const DIGITS: usize = 16;
+
+/// Where files go that were set aside, within the directory.
+const QUARANTINE: &str = "quarantine";
 
 /// The number in a file's name, if the name is one that [`DirFiles`] gives.
 fn number_of(name: &str, suffix: &str) -> Option<u64> {
@@ -190,6 +200,22 @@ impl Files for DirFiles {
 
     fn remove(&self, number: u64) -> io::Result<()> {
         fs::remove_file(self.path(number))
+    }
+
+    fn set_aside(&self, number: u64) -> io::Result<PathBuf> {
+        let unless_there = |done: io::Result<()>| match done {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
+            done => done,
+        };
+        let directory = self.directory.join(QUARANTINE);
+        unless_there(fs::create_dir(&directory))?;
+        // Also if it was there: whoever made it may have come to an end before this.
+        sync_directory(&self.directory)?;
+        let file = self.path(number);
+        let aside = directory.join(file.file_name().unwrap_or_default());
+        unless_there(fs::hard_link(&file, &aside))?;
+        sync_directory(&directory)?;
+        Ok(aside)
     }
 
     fn list(&self) -> io::Result<Vec<StoredFile>> {
@@ -309,7 +335,14 @@ mod tests {
         let refused = files.create(7).err().map(|e| e.kind());
         assert_eq!(refused, Some(ErrorKind::AlreadyExists));
 
+        let aside = files.set_aside(7).unwrap();
+        assert_eq!(files.set_aside(7).unwrap(), aside);
         files.remove(7).unwrap();
+        assert_eq!(fs::read(&aside).unwrap(), b"abcdef");
+        assert_eq!(
+            files.set_aside(8).map_err(|e| e.kind()),
+            Err(ErrorKind::NotFound)
+        );
         file.read_exact_at(&mut read, 2).unwrap();
         assert_eq!(&read, b"cdef");
         assert_eq!(files.list().unwrap(), []);

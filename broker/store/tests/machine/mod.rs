@@ -13,7 +13,7 @@ use millstream_store::fault::{FaultBackend, FaultDisk};
 use millstream_store::segment::fault::FaultFiles;
 use millstream_store::segment::{Files, NewFile, ReadAt, StoredFile};
 use millstream_store::{
-    CommitError, Committed, OpenError, RedbConfig, RedbStore, Store, WriteBatch,
+    CommitError, Committed, OfflineStore, OpenError, RedbConfig, RedbStore, Store, WriteBatch,
 };
 use redb::StorageBackend;
 
@@ -102,6 +102,13 @@ impl Machine {
         let files = Arc::new(PoweredFiles(self.clone()));
         let backend = PoweredBackend(self.clone(), self.disk.backend());
         RedbStore::open_with(backend, files, "disk.redb", config)
+    }
+
+    /// Opens it as a check does, while nobody serves it.
+    pub(crate) fn open_offline(&self) -> Result<OfflineStore, OpenError> {
+        let files = Arc::new(PoweredFiles(self.clone()));
+        let backend = PoweredBackend(self.clone(), self.disk.backend());
+        OfflineStore::open_with(backend, files, "disk.redb")
     }
 
     pub(crate) fn open(&self, config: &RedbConfig) -> RedbStore {
@@ -231,6 +238,10 @@ impl Files for PoweredFiles {
 
     fn remove(&self, number: u64) -> io::Result<()> {
         self.0.change(|| self.0.files.remove(number))
+    }
+
+    fn set_aside(&self, number: u64) -> io::Result<PathBuf> {
+        self.0.change(|| self.0.files.set_aside(number))
     }
 
     fn list(&self) -> io::Result<Vec<StoredFile>> {
