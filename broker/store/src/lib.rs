@@ -43,7 +43,7 @@ pub use memory::MemoryStore;
 pub use pace::Pace;
 pub use queue::Permit;
 pub use redb::{
-    LostRun, OfflineStore, QuarantineError, Quarantined, Recovery, RedbConfig, RedbStore,
+    LostRun, Mended, OfflineStore, QuarantineError, Quarantined, Recovery, RedbConfig, RedbStore,
 };
 pub use space::Space;
 pub use store::{

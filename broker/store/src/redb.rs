@@ -62,7 +62,7 @@ use crate::shard::Shard;
 use crate::space::Space;
 use crate::store::{Done, Health, Pending, Snapshot, Store, StoreStats};
 
-pub use offline::{LostRun, OfflineStore, QuarantineError, Quarantined};
+pub use offline::{LostRun, Mended, OfflineStore, QuarantineError, Quarantined};
 pub use restore::{Restorer, RowRestorer};
 
 type Table = TableDefinition<'static, &'static [u8], &'static [u8]>;

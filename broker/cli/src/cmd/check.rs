@@ -184,6 +184,12 @@ fn tell_quarantine(out: Output, done: &Quarantine) -> Outcome {
     for file in &done.files {
         out.line(&format!("taken out of service: {}", file.display()))?;
     }
+    if done.mended_rows > 0 {
+        out.line(&format!(
+            "{} rows that say where records lie were damaged, and made anew of the segments",
+            show_count(done.mended_rows)
+        ))?;
+    }
     let saved = show_count(done.saved_batches);
     out.line(&format!(
         "{} segments taken out; {saved} batches of them could be read, and stay",

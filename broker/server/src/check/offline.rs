@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use millstream_proto::Batch;
 use millstream_proto::storage::{CheckReport, CheckState, Finding, OffsetRange};
-use millstream_store::{OfflineStore, OpenError, Pace, QuarantineError};
+use millstream_store::{Mended, OfflineStore, OpenError, Pace, QuarantineError, Quarantined};
 use serde::Serialize;
 
 use super::survey::Survey;
@@ -67,6 +67,8 @@ pub struct Quarantine {
     pub files: Vec<PathBuf>,
     /// Record batches of them that could be read, and are served on.
     pub saved_batches: u64,
+    /// Rows that say where records lie, were damaged, and could be made anew of the segments.
+    pub mended_rows: u64,
     /// What is lost: readers pass over it.
     pub lost: Vec<OffsetRange>,
 }
@@ -96,27 +98,55 @@ pub fn check(
         state: CheckState::Done,
         ..survey.report(totals)
     };
-    let segments = survey.damaged_segments();
-    if !quarantine || segments.is_empty() {
-        return Ok(OfflineReport {
-            check,
-            quarantined: None,
-        });
+    let mut taken = None;
+    if quarantine {
+        let mut mended = Mended::default();
+        if survey.has_damaged_rows() {
+            mended = store.mend(&mut |runs| survey.lost_rows(runs))?;
+        }
+        // What the rows name now nobody has looked at yet.
+        let mut again = Survey::new(|_| {});
+        let survey = if mended.is_nothing() {
+            &survey
+        } else {
+            store.check(&mut again, &Pace::new(None));
+            again.judge();
+            &again
+        };
+        taken = take_out(&mut store, survey, mended)?;
     }
-    let done = store.quarantine(
-        &segments,
-        &mut |_, value| Batch::check(value.clone()).is_ok(),
-        &mut |runs| survey.lost_rows(runs),
-    )?;
     Ok(OfflineReport {
         check,
-        quarantined: Some(Quarantine {
-            segments,
-            files: done.files,
-            saved_batches: done.saved,
-            lost: survey.told(&done.lost),
-        }),
+        quarantined: taken,
     })
+}
+
+/// Takes out the segments that `survey` found to be damaged, behind what was mended already.
+fn take_out(
+    store: &mut OfflineStore,
+    survey: &Survey<'_>,
+    mended: Mended,
+) -> Result<Option<Quarantine>, QuarantineError> {
+    let segments = survey.damaged_segments();
+    let mut done = Quarantined::default();
+    if !segments.is_empty() {
+        done = store.quarantine(
+            &segments,
+            &mut |_, value| Batch::check(value.clone()).is_ok(),
+            &mut |runs| survey.lost_rows(runs),
+        )?;
+    }
+    if segments.is_empty() && mended.is_nothing() {
+        return Ok(None);
+    }
+    let lost: Vec<_> = mended.lost.into_iter().chain(done.lost).collect();
+    Ok(Some(Quarantine {
+        segments,
+        files: done.files,
+        saved_batches: done.saved,
+        mended_rows: mended.extents + mended.segments,
+        lost: survey.told(&lost),
+    }))
 }
 
 /// A store that is too damaged to be opened.

@@ -87,6 +87,15 @@ impl<'a> Survey<'a> {
         numbers
     }
 
+    /// Whether rows are damaged that say where sealed records lie, or count them.
+    pub(super) fn has_damaged_rows(&self) -> bool {
+        self.found.iter().any(|found| match found.place {
+            Place::Extent(_) => true,
+            Place::Segment(_) => found.records.is_empty(),
+            _ => false,
+        })
+    }
+
     fn catalog(&mut self, key: &[u8], value: &[u8]) -> Result<(), String> {
         fn read<R: Row>(key: &[u8], value: &[u8]) -> Result<R, String> {
             let row = R::decode(value).map_err(|e| e.to_string())?;
@@ -459,7 +468,8 @@ impl Partition {
     fn end_of_last(&self, base: u64) -> Option<u64> {
         // A partition is counted up to the end of a batch.
         let counted = Some(self.row.counted_to).filter(|counted| *counted > base);
-        let told = self.told.filter(|(of, _)| *of == base);
+        // Whatever a producer was told of behind it was lost too.
+        let told = self.told.filter(|(of, _)| *of >= base);
         counted.or(told.map(|(base, count)| base + u64::from(count)))
     }
 }

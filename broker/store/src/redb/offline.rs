@@ -19,7 +19,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
 
-use ::redb::{Database, Error as RedbError, StorageBackend};
+use ::redb::{Database, Error as RedbError, StorageBackend, WriteTransaction};
 use bytes::Bytes;
 
 use super::check::{LiveExtents, Walk, live_in};
@@ -42,6 +42,10 @@ use crate::segment::{
 use crate::space::Space;
 use crate::trailer;
 use crate::writer::caught;
+
+mod mend;
+
+pub use mend::Mended;
 
 /// A store's files, for as long as no broker has them open.
 pub struct OfflineStore {
@@ -385,16 +389,7 @@ impl OfflineStore {
         }
         drop(sealed.finish());
         set_marks(&transaction, floor, next)?;
-        let mut scratch = Vec::new();
-        for op in rows.ops() {
-            let (Op::Put { space, .. } | Op::Delete { space, .. } | Op::DeleteRange { space, .. }) =
-                op;
-            debug_assert!(*space != Space::Records, "records are not written here");
-            let mut table = transaction
-                .open_table(TABLES[space.index()])
-                .map_err(RedbError::from)?;
-            apply_op(&mut table, &mut scratch, op)?;
-        }
+        apply_rows(&transaction, rows)?;
         transaction.commit().map_err(RedbError::from)?;
         Ok(())
     }
@@ -413,6 +408,20 @@ impl OfflineStore {
             source,
         }
     }
+}
+
+/// Writes rows of other spaces than the records'.
+fn apply_rows(transaction: &WriteTransaction, rows: &WriteBatch) -> Result<(), WriteFault> {
+    let mut scratch = Vec::new();
+    for op in rows.ops() {
+        let (Op::Put { space, .. } | Op::Delete { space, .. } | Op::DeleteRange { space, .. }) = op;
+        debug_assert!(*space != Space::Records, "records are not written here");
+        let mut table = transaction
+            .open_table(TABLES[space.index()])
+            .map_err(RedbError::from)?;
+        apply_op(&mut table, &mut scratch, op)?;
+    }
+    Ok(())
 }
 
 impl Salvage {

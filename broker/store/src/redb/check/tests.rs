@@ -13,6 +13,8 @@ use crate::redb::{
     DIRECTORIES, EXTENTS, LostRun, OfflineStore, PACKS, Quarantined, RedbConfig, RedbStore,
     SEGMENTS, TABLES,
 };
+
+mod mend;
 use crate::{Direction, Durability, Health, ScanLimit, Store, WriteBatch};
 
 /// Records of each partition, in segments and behind them.
@@ -171,26 +173,9 @@ impl Closed {
 
     fn quarantine(&self, numbers: &[u64]) -> Quarantined {
         let mut store = OfflineStore::open(self.path()).unwrap();
-        let rows = &mut |runs: &[LostRun]| {
-            let mut batch = WriteBatch::new();
-            for run in runs {
-                let first = RecordKey::decode(&run.keys.start).unwrap();
-                let key = LostKey {
-                    topic: first.topic,
-                    partition: first.partition,
-                    start: first.base_offset,
-                };
-                let end = base(&run.keys.end) + u64::from(run.keys.end.len() > 16);
-                let segment = run.segment;
-                batch.put(
-                    Space::Partitions,
-                    key.encode(),
-                    LostRow { end, segment }.encode(),
-                );
-            }
-            batch
-        };
-        store.quarantine(numbers, &mut |_, _| true, rows).unwrap()
+        store
+            .quarantine(numbers, &mut |_, _| true, &mut lost_rows)
+            .unwrap()
     }
 
     /// The offsets of a partition that can be read.
@@ -204,6 +189,26 @@ impl Closed {
             .unwrap();
         page.rows.iter().map(|row| base(&row.key)).collect()
     }
+}
+
+fn lost_rows(runs: &[LostRun]) -> WriteBatch {
+    let mut batch = WriteBatch::new();
+    for run in runs {
+        let first = RecordKey::decode(&run.keys.start).unwrap();
+        let key = LostKey {
+            topic: first.topic,
+            partition: first.partition,
+            start: first.base_offset,
+        };
+        let end = base(&run.keys.end) + u64::from(run.keys.end.len() > 16);
+        let segment = run.segment;
+        batch.put(
+            Space::Partitions,
+            key.encode(),
+            LostRow { end, segment }.encode(),
+        );
+    }
+    batch
 }
 
 #[test]
