@@ -29,7 +29,8 @@ use tokio_rustls::TlsAcceptor;
 
 use super::gather;
 use crate::broker::Broker;
-use crate::config::Config;
+use crate::config::{Config, TlsFiles};
+use crate::credentials::Credentials;
 use crate::limits::{
     METRICS_ACCEPT_PAUSE, METRICS_CONNECTIONS, METRICS_HEADER_BYTES, METRICS_HEADER_TIMEOUT,
     METRICS_HEADERS, METRICS_TIMEOUT,
@@ -75,7 +76,7 @@ pub enum MetricsError {
 pub(crate) struct Listener {
     socket: TcpListener,
     addr: SocketAddr,
-    tls: Option<TlsAcceptor>,
+    tls: Option<Tls>,
 }
 
 impl Listener {
@@ -89,7 +90,7 @@ impl Listener {
         let tls = match addr.ip().is_loopback() {
             true => None,
             false if config.admins.is_empty() => return Err(MetricsError::NoReader { addr }),
-            false => Some(acceptor(config)?),
+            false => Some(Tls::first(&config.tls)?),
         };
         let listening = |source| MetricsError::Listen { addr, source };
         let socket = TcpListener::bind(addr).map_err(listening)?;
@@ -119,8 +120,37 @@ impl Listener {
     }
 }
 
-fn acceptor(config: &Config) -> Result<TlsAcceptor, TlsError> {
-    let mut tls = tls::server_config(&config.tls)?;
+/// The side of TLS that waits for others, with the certificates that are in force.
+struct Tls {
+    acceptor: TlsAcceptor,
+    generation: u64,
+}
+
+impl Tls {
+    /// As of the broker's start. Blocking.
+    fn first(files: &TlsFiles) -> Result<Self, TlsError> {
+        Ok(Self {
+            acceptor: acceptor(files)?,
+            generation: 0,
+        })
+    }
+
+    /// As of now. Blocking, for a moment, when others have come in force since the last time.
+    fn now(&mut self, credentials: &Credentials) -> TlsAcceptor {
+        let generation = credentials.generation();
+        if self.generation != generation {
+            self.generation = generation;
+            match acceptor(&credentials.now().files) {
+                Ok(acceptor) => self.acceptor = acceptor,
+                Err(e) => tracing::error!("metrics stay with the certificates they had: {e}"),
+            }
+        }
+        self.acceptor.clone()
+    }
+}
+
+fn acceptor(files: &TlsFiles) -> Result<TlsAcceptor, TlsError> {
+    let mut tls = tls::server_config(files)?;
     tls.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(TlsAcceptor::from(Arc::new(tls)))
 }
@@ -156,7 +186,7 @@ impl Endpoint {
 /// Accepts until `stopping` says so, or whoever could say it is gone.
 async fn accept(
     socket: TcpListener,
-    tls: Option<TlsAcceptor>,
+    mut tls: Option<Tls>,
     broker: Arc<Broker>,
     mut stopping: watch::Receiver<bool>,
 ) {
@@ -176,7 +206,8 @@ async fn accept(
                     continue;
                 }
             };
-            let (tls, broker) = (tls.clone(), Arc::clone(&broker));
+            let tls = tls.as_mut().map(|tls| tls.now(&broker.credentials));
+            let broker = Arc::clone(&broker);
             tokio::spawn(async move {
                 let served = tokio::time::timeout(METRICS_TIMEOUT, serve(stream, tls, broker));
                 match served.await {
@@ -206,11 +237,14 @@ async fn serve(
     let stream = tls.accept(stream).await?;
     let (_, session) = stream.get_ref();
     let chain = session.peer_certificates().unwrap_or(&[]);
-    let refusal = match broker.config.tls.identity.principal(chain) {
-        Ok(who) => broker.access.check_admin(&who, "metrics").err(),
-        Err(e) => Some(e.into()),
+    // Again, with what is in force now: the handshake may have begun before.
+    let refusal = match broker.credentials.verify(chain) {
+        Ok(who) => {
+            let allowed = broker.access.check_admin(&who, "metrics");
+            allowed.err().map(|error| error.message)
+        }
+        Err(e) => Some(e.to_string()),
     };
-    let refusal = refusal.map(|error| error.message);
     Ok(converse(stream, broker, refusal).await?)
 }
 

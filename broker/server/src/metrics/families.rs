@@ -111,6 +111,11 @@ families! {
     SESSIONS = Gauge "millstream_sessions" [] "Connections of clients that were let in";
     ADMITTED = Counter "millstream_admitted_connections" [] "Connections of clients that were let in";
     REFUSED = Counter "millstream_refused_handshakes" ["reason"] "Connections that were not let in, by reason";
+    EXPELLED = Counter "millstream_expelled_connections" [] "Connections that were ended because their certificate is not accepted any more";
+    RELOADS = Counter "millstream_reloads" [] "How often certificates, lists and settings were read again and put in force";
+    FAILED_RELOADS = Counter "millstream_failed_reloads" [] "How often what was read again could not be used";
+    STALE = Gauge "millstream_stale_credentials" [] "1 if what the files hold now is not in force because it cannot be used, else 0";
+    EXPIRY = Gauge "millstream_certificate_expiry" in Seconds [] "Until when the broker's own certificate is good, since 1970";
     STREAMS = Gauge "millstream_streams" ["kind"] "Open streams, by what they are for";
     ERRORS = Counter "millstream_refused_requests" ["code"] "Errors that clients were answered with, about a request, a batch or a stream, by code";
     TOPICS = Gauge "millstream_topics" ["tenant"] "Topics";

@@ -74,6 +74,15 @@ fn door(page: &mut Page<'_>, broker: &Broker) -> fmt::Result {
         let mut all = Refusal::ALL.into_iter();
         all.try_for_each(|why| samples.whole(&[why.name()], counters.refused(why)))
     })?;
+    let credentials = &broker.credentials;
+    page.whole(&of::EXPELLED, credentials.ended())?;
+    page.whole(&of::RELOADS, credentials.reloads())?;
+    page.whole(&of::FAILED_RELOADS, credentials.failures())?;
+    page.whole(&of::STALE, u64::from(credentials.trouble().is_some()))?;
+    page.family(&of::EXPIRY, |samples| match credentials.now().until_ms {
+        Some(ms) => samples.parts(&[], ms as f64 / 1000.0),
+        None => Ok(()),
+    })?;
     page.family(&of::STREAMS, |samples| {
         let mut all = StreamKind::ALL.into_iter();
         all.try_for_each(|kind| samples.whole(&[kind.name()], counters.streams(kind)))

@@ -9,7 +9,8 @@ use millstream_broker::config::MetricsConfig;
 use millstream_broker::metrics::{FAMILIES, Family, Kind};
 use millstream_broker::{Broker, Clock, Config, StartError};
 use millstream_e2e::{
-    MetricsPage, Subject, TestBroker, eventually, partitions, produce, read, topic, upload, using,
+    MetricsPage, Pki, Subject, TestBroker, eventually, partitions, produce, read, topic, upload,
+    using,
 };
 use millstream_guests::BAD_FILTER;
 use millstream_proto::pipeline::{ErrorPolicy, PipelineSpec};
@@ -415,6 +416,26 @@ async fn off_the_machine_only_administrators_read_and_only_over_tls() {
     let port = broker.metrics_addr().unwrap().port();
     let plain = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
     assert!(ask(plain, GET).await.is_none());
+}
+
+#[tokio::test]
+async fn whoever_is_not_trusted_any_more_reads_no_more() {
+    let broker = TestBroker::set_up().tuned(everywhere).start().await;
+    let admin = Subject::of("ops", "admin");
+    let answer = ask_securely(&broker, Some(&admin)).await;
+    let before = page(&answer.expect("an answer"));
+    near(&before, "millstream_reloads", &[], 0);
+    near(&before, "millstream_stale_credentials", &[], 0);
+    let expiry = before.sum("millstream_certificate_expiry_seconds", &[]);
+    assert!(expiry.is_some_and(|at| at > 1e9), "{expiry:?}");
+    let elsewhere = tempfile::tempdir().unwrap();
+    let stranger = Pki::new(elsewhere.path());
+    std::fs::copy(stranger.ca(), broker.pki().ca()).unwrap();
+    eventually("the other authority to be in force", async || {
+        let answer = ask_securely(&broker, Some(&admin)).await;
+        answer.is_none().then_some(())
+    })
+    .await;
 }
 
 async fn refused(config: Config) -> String {
