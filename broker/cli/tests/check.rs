@@ -126,6 +126,14 @@ impl Drop for Serving {
     }
 }
 
+/// What was consumed: the numbers of the one partition, and how many records of the other.
+fn read(output: &Output) -> (Vec<u64>, usize) {
+    let read = text(&output.stdout);
+    let (others, numbered): (Vec<&str>, Vec<&str>) = read.lines().partition(|l| *l == "other");
+    let number = |line: &str| line.split(' ').next().unwrap().parse().unwrap();
+    (numbered.into_iter().map(number).collect(), others.len())
+}
+
 #[test]
 fn a_damaged_segment_is_found_taken_out_and_passed_over() {
     let home = Home::new();
@@ -137,13 +145,15 @@ fn a_damaged_segment_is_found_taken_out_and_passed_over() {
     home.ends(2, &["check", "--online"]);
 
     let serving = home.serve();
-    home.good(&["topic", "create", "acme/t"]);
+    home.good(&["topic", "create", "acme/t", "--partitions", "2"]);
     let lines: String = (0..RECORDS)
         .map(|n| format!("{n} {}\n", "x".repeat(BYTES)))
         .collect();
     let produce = ["produce", "acme/t", "--partition", "0"];
     let produced = home.run(&produce, lines.as_bytes());
     assert!(produced.status.success(), "{}", text(&produced.stderr));
+    let elsewhere = ["produce", "acme/t", "--partition", "1"];
+    assert!(home.run(&elsewhere, b"other\n").status.success());
     let online = home.json(0, &["check", "--online"]);
     assert_eq!(
         (&online["state"], &online["findings"]),
@@ -192,6 +202,20 @@ fn a_damaged_segment_is_found_taken_out_and_passed_over() {
     );
     assert!(0 < start && start < end && end < RECORDS as u64, "{range}");
 
+    // Until somebody gives it up, the partition stands still and the other is served.
+    let consume = ["consume", "acme/t", "--until-end", "--from", "earliest"];
+    let serving = home.serve();
+    let output = home.ends(1, &consume);
+    drop(serving);
+    let before: Vec<u64> = (0..start).collect();
+    assert_eq!(read(&output), (before, 1));
+    let warned = text(&output.stderr);
+    let at = format!("partition 0 of topic acme/t cannot be read from offset {start} on");
+    assert!(
+        warned.contains(&at) && warned.contains("--quarantine"),
+        "{warned}"
+    );
+
     let told = text(
         &home
             .ends(1, &["check", "--data-dir", "data", "--quarantine"])
@@ -213,11 +237,12 @@ fn a_damaged_segment_is_found_taken_out_and_passed_over() {
     assert_eq!(again["lost"][0]["start"], start);
 
     let _serving = home.serve();
-    let read = home.good(&["consume", "acme/t", "--until-end", "--from", "earliest"]);
-    let numbers = read.lines().map(|line| line.split(' ').next().unwrap());
-    let numbers: Vec<u64> = numbers.map(|number| number.parse().unwrap()).collect();
+    let output = home.ends(0, &consume);
     let kept: Vec<u64> = (0..start).chain(end..RECORDS as u64).collect();
-    assert_eq!(numbers, kept);
+    assert_eq!(read(&output), (kept, 1));
+    let warned = text(&output.stderr);
+    let gap = format!("acme/t, partition 0: offsets {start} to {end} were lost");
+    assert!(warned.contains(&gap), "{warned}");
     assert!(
         home.good(&["check", "--online"])
             .contains("nothing is wrong")
