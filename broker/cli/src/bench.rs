@@ -7,17 +7,23 @@
 //! directory that is thrown away.
 
 mod disk;
+mod history;
 mod hostile;
 mod latency;
+mod live;
 mod native;
 mod payload;
 mod process;
 mod quic;
 mod report;
+mod restart;
+mod retention;
 mod scenario;
+mod sealing;
 pub(crate) mod sink;
+mod small;
 mod stage;
-mod storage;
+mod upkeep;
 
 use std::path::PathBuf;
 
@@ -28,6 +34,7 @@ use self::report::Report;
 use self::stage::Stage;
 use crate::args::Global;
 use crate::error::Outcome;
+use crate::output::Output;
 use crate::quantity;
 
 /// What is measured.
@@ -47,13 +54,22 @@ enum What {
     Start,
     /// Ingest while records are sealed all the time, against ingest without; bytes written.
     Sealing,
-    /// `--bytes` through a topic that keeps a fifth of them: space taken, latency of commits.
+    /// `--bytes` through a topic that keeps a fifth of them: most space taken, latency of commits
+    /// against a store that was just made.
     Retention,
-    /// From SIGKILL to the first acknowledgement and the first record read, with `--bytes` stored.
+    /// From SIGKILL, at rest and under load, to the first acknowledgement, the first of the oldest
+    /// records and the newest one, with `--bytes` stored.
     Restart,
+    /// A consumer reads a backlog of `--bytes` that is not cached: how fast, and what it costs
+    /// producers of single records.
+    History,
+    /// 1,000 topics with one record a second each; 64 and 256 partitions with 1,000 bytes in turn.
+    Small,
+    /// Producers beside a check and beside a backup of a running broker that holds `--bytes`.
+    Upkeep,
     /// Ingest while hostile plugins are fed elsewhere in the same broker, against alone.
     Hostile,
-    /// All of these but `sealing`, `retention`, `restart` and `hostile`.
+    /// Ingest, mixed, fetch, filter, latency and start.
     All,
 }
 
@@ -66,10 +82,18 @@ latency, the sync of a 4 KiB append plus a QUIC echo; of a filter, the same filt
 Ingest is measured without sealing, in a hot file that holds all of it; `sealing` says what that
 costs with the hot file that a broker has unless told otherwise.
 
+What is written to or read from a device is counted for the whole machine: measure while nothing
+else runs. Before `restart` and `history` read, the system is told to forget what it has cached of
+the segments. On the disk, `restart`, `history` and `sealing` take a bit more than --bytes,
+`retention` two fifths of it, `upkeep` two to three times as much in three rounds.
+
 Examples:
   millstream bench
   millstream bench ingest --value-bytes 1KiB --bytes 1GiB
-  millstream bench latency --rate 2000 --json")]
+  millstream bench latency --rate 2000 --json
+  millstream bench restart --bytes 1GiB --rounds 5
+  millstream bench history --bytes 4GiB
+  millstream bench retention --bytes 20GiB")]
 pub(crate) struct BenchArgs {
     /// What to measure.
     #[arg(value_enum, default_value_t = What::All)]
@@ -92,7 +116,7 @@ pub(crate) struct BenchArgs {
     /// Partitions of the topic.
     #[arg(long, default_value_t = 8)]
     partitions: u32,
-    /// Records per second of `latency`.
+    /// Records per second of `latency`, and of the producer beside `history` and `upkeep`.
     #[arg(long, default_value_t = 2000)]
     rate: u32,
     /// Largest datagram that path discovery tries, on both sides and in the floor.
@@ -122,41 +146,60 @@ impl BenchArgs {
     }
 }
 
+/// What every run is given.
+struct Bench<'a> {
+    stage: &'a Stage,
+    args: &'a BenchArgs,
+    report: &'a mut Report,
+    output: &'a Output,
+}
+
 /// Measures and reports.
 pub(crate) async fn run(global: &Global, args: BenchArgs) -> Outcome {
     let output = global.output();
     let stage = Stage::new(&args)?;
     let mut report = Report::new(&args);
-    let wanted = |what| args.what == What::All || args.what == what;
-    if wanted(What::Ingest) {
-        scenario::ingest(&stage, &args, &mut report, &output).await?;
-    }
-    if wanted(What::Mixed) {
-        scenario::mixed(&stage, &args, &mut report, &output).await?;
-    }
-    if wanted(What::Fetch) {
-        scenario::fetch(&stage, &args, &mut report, &output).await?;
-    }
-    if wanted(What::Filter) {
-        scenario::filter(&stage, &args, &mut report, &output).await?;
-    }
-    if wanted(What::Latency) {
-        latency::run(&stage, &args, &mut report, &output).await?;
-    }
-    if wanted(What::Start) {
-        scenario::start(&stage, &args, &mut report, &output).await?;
-    }
-    if args.what == What::Sealing {
-        storage::sealing(&stage, &args, &mut report, &output).await?;
-    }
-    if args.what == What::Retention {
-        storage::retention(&stage, &args, &mut report, &output).await?;
-    }
-    if args.what == What::Restart {
-        storage::restart(&stage, &args, &mut report, &output).await?;
-    }
-    if args.what == What::Hostile {
-        hostile::run(&stage, &args, &mut report, &output).await?;
+    let mut bench = Bench {
+        stage: &stage,
+        args: &args,
+        report: &mut report,
+        output: &output,
+    };
+    match args.what {
+        What::All => {
+            for what in [
+                What::Ingest,
+                What::Mixed,
+                What::Fetch,
+                What::Filter,
+                What::Latency,
+                What::Start,
+            ] {
+                Box::pin(one(&mut bench, what)).await?;
+            }
+        }
+        what => Box::pin(one(&mut bench, what)).await?,
     }
     output.table(&report.table(), &report)
+}
+
+async fn one(bench: &mut Bench<'_>, what: What) -> Outcome {
+    // Each future is boxed: the largest would set the size of all.
+    match what {
+        What::Ingest => Box::pin(scenario::ingest(bench)).await,
+        What::Mixed => Box::pin(scenario::mixed(bench)).await,
+        What::Fetch => Box::pin(scenario::fetch(bench)).await,
+        What::Filter => Box::pin(scenario::filter(bench)).await,
+        What::Latency => Box::pin(latency::run(bench)).await,
+        What::Start => Box::pin(scenario::start(bench)).await,
+        What::Sealing => Box::pin(sealing::run(bench)).await,
+        What::Retention => Box::pin(retention::run(bench)).await,
+        What::Restart => Box::pin(restart::run(bench)).await,
+        What::History => Box::pin(history::run(bench)).await,
+        What::Small => Box::pin(small::run(bench)).await,
+        What::Upkeep => Box::pin(upkeep::run(bench)).await,
+        What::Hostile => Box::pin(hostile::run(bench)).await,
+        // Taken apart by the caller.
+        What::All => Ok(()),
+    }
 }

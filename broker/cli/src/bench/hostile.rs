@@ -10,13 +10,11 @@ use millstream_proto::pipeline::{ErrorPolicy, PipelineSpec, PluginUse};
 use millstream_proto::topic::StartAt;
 use millstream_proto::{PluginName, TopicName};
 
+use super::live::Live;
 use super::payload::Payload;
-use super::report::Report;
 use super::scenario::{create, megabytes, produce};
-use super::stage::Stage;
-use super::{BenchArgs, process};
+use super::{Bench, process};
 use crate::error::{CliError, Outcome};
-use crate::output::Output;
 
 /// What the plugins do, one after the other.
 const DEEDS: [&str; 6] = [
@@ -37,21 +35,21 @@ enum Place {
 }
 
 /// Measures every deed at every place.
-pub(super) async fn run(
-    stage: &Stage,
-    args: &BenchArgs,
-    report: &mut Report,
-    output: &Output,
-) -> Outcome {
-    let place = stage.hot_place(args)?;
-    let broker = stage.broker(&place).await?;
-    let (good, bad) = (stage.client(&broker).await?, stage.client(&broker).await?);
+pub(super) async fn run(bench: &mut Bench<'_>) -> Outcome {
+    let Bench {
+        stage,
+        args,
+        report,
+        output,
+    } = bench;
+    let live = Live::start(stage, stage.hot_place(args)?).await?;
+    let (good, bad) = (&live.client, stage.client(&live.broker).await?);
     let filter = upload(&bad, BAD_FILTER).await?;
     let transform = upload(&bad, BAD_TRANSFORM).await?;
     let shape = args.shape();
     let payload = Payload::new(shape);
     let records = args.bytes / shape.record_bytes();
-    let topic = create(&good, "good", shape.partitions).await?;
+    let topic = create(good, "good", shape.partitions).await?;
     for (at, plugin) in [
         (Place::Topic, &filter),
         (Place::Subscription, &filter),
@@ -61,7 +59,7 @@ pub(super) async fn run(
             output.note(&format!("a plugin on a {at:?} does {deed}"));
             let mut pairs = Vec::new();
             for round in 0..args.rounds {
-                let alone = produce(&good, &topic, &payload, shape, records).await?;
+                let alone = produce(good, &topic, &payload, shape, records).await?;
                 let name = format!("{at:?}-{deed}-{round}").to_lowercase();
                 // A transform's output floods by its size.
                 let mode = match (at, deed) {
@@ -70,7 +68,7 @@ pub(super) async fn run(
                 };
                 let attack = attack(&bad, at, hostile(plugin, mode), &name);
                 let attacked = tokio::select! {
-                    rate = produce(&good, &topic, &payload, shape, records) => rate?,
+                    rate = produce(good, &topic, &payload, shape, records) => rate?,
                     ended = attack => {
                         ended?;
                         return Err(CliError::failure("the attack ended by itself"));
@@ -88,15 +86,14 @@ pub(super) async fn run(
             );
         }
     }
-    let peak = broker.id().map_or(0, process::peak_resident) as f64 / f64::from(1 << 20);
+    let peak = process::peak_resident(live.pid()) as f64 / f64::from(1 << 20);
     report.plain(
         "peak memory of the broker under attack",
         "MiB",
         &[peak],
         String::new(),
     );
-    broker.kill().await.map_err(CliError::failure)?;
-    stage.clear(&place)
+    live.end(stage).await
 }
 
 async fn upload(client: &Client, guest: Guest) -> Outcome<PluginName> {

@@ -5,33 +5,52 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use millstream::Client;
+use millstream::{Client, Producer};
 use millstream_proto::TopicName;
-use millstream_proto::topic::TopicConfig;
-use tokio::sync::mpsc;
+use tokio::sync::oneshot::error::TryRecvError;
+use tokio::sync::{mpsc, oneshot};
 
+use super::live::Live;
 use super::payload::Payload;
-use super::report::{Report, percentile};
-use super::stage::Stage;
-use super::{BenchArgs, disk};
-use crate::error::{CliError, Outcome};
-use crate::output::Output;
+use super::report::percentile;
+use super::scenario::create;
+use super::{Bench, disk};
+use crate::error::Outcome;
 
 /// Length of one measurement.
-const SECONDS: u32 = 5;
+pub(super) const SECONDS: u32 = 5;
 /// Ticks that may wait to be taken.
 const TICKS_AHEAD: usize = 1024;
 
 /// Ticks at a steady rate. tokio's timer is too coarse for them, so a thread sleeps instead.
 pub(super) struct Ticks(mpsc::Receiver<()>);
 
+/// Dropping it ends ticks that were to go on for ever.
+pub(super) struct End {
+    // Held for its end, which the other side sees.
+    _held: oneshot::Sender<()>,
+}
+
 impl Ticks {
-    fn start(rate: u32, count: u32) -> Self {
+    /// So many.
+    pub(super) fn start(rate: u32, count: u32) -> Self {
+        Self::tick(rate, (0..u64::from(count)).map(|tick| tick as f64))
+    }
+
+    /// As many as come before the other half is dropped.
+    pub(super) fn endless(rate: u32) -> (Self, End) {
+        let (held, mut other) = oneshot::channel();
+        let going = move |_: &u64| matches!(other.try_recv(), Err(TryRecvError::Empty));
+        let ticks = (0..u64::MAX).take_while(going).map(|tick| tick as f64);
+        (Self::tick(rate, ticks), End { _held: held })
+    }
+
+    fn tick(rate: u32, ticks: impl Iterator<Item = f64> + Send + 'static) -> Self {
         let (send, receive) = mpsc::channel(TICKS_AHEAD);
         std::thread::spawn(move || {
             let begun = Instant::now();
-            for tick in 0..count {
-                let due = begun + Duration::from_secs_f64(f64::from(tick) / f64::from(rate.max(1)));
+            for tick in ticks {
+                let due = begun + Duration::from_secs_f64(tick / f64::from(rate.max(1)));
                 if let Some(left) = due.checked_duration_since(Instant::now()) {
                     std::thread::park_timeout(left);
                 }
@@ -49,17 +68,18 @@ impl Ticks {
     }
 }
 
-fn micros(times: &[Duration]) -> Vec<f64> {
+pub(super) fn micros(times: &[Duration]) -> Vec<f64> {
     times.iter().map(|t| t.as_secs_f64() * 1e6).collect()
 }
 
 /// Measures and reports.
-pub(super) async fn run(
-    stage: &Stage,
-    args: &BenchArgs,
-    report: &mut Report,
-    output: &Output,
-) -> Outcome {
+pub(super) async fn run(bench: &mut Bench<'_>) -> Outcome {
+    let Bench {
+        stage,
+        args,
+        report,
+        output,
+    } = bench;
     let shape = args.shape();
     let payload = Payload::new(shape);
     let floor = stage.floor().await?;
@@ -67,19 +87,11 @@ pub(super) async fn run(
     let count = args.rate.saturating_mul(SECONDS);
     for round in 0..args.rounds {
         output.note(&format!("latency, round {}", round + 1));
-        let place = stage.place()?;
-        let broker = stage.broker(&place).await?;
-        let client = stage.client(&broker).await?;
-        let topic: TopicName = "bench/latency".parse().map_err(CliError::failure)?;
-        let config = TopicConfig {
-            partitions: shape.partitions,
-            ..TopicConfig::default()
-        };
-        client.create_topic(topic.clone(), config).await?;
-        let acks = acks(&client, &topic, &payload, Ticks::start(args.rate, count)).await?;
-        client.close().await;
-        broker.kill().await.map_err(CliError::failure)?;
-        stage.clear(&place)?;
+        let live = Live::start(stage, stage.place()?).await?;
+        let topic = create(&live.client, "latency", shape.partitions).await?;
+        let ticks = Ticks::start(args.rate, count);
+        let acks = acks(&live.client, &topic, &payload, ticks).await?;
+        live.end(stage).await?;
         let acks = micros(&acks);
         let syncs = micros(&disk::sync_times(stage.dir(), count as usize).await?);
         let echoes = micros(&floor.echo(Ticks::start(args.rate, count)).await?);
@@ -100,25 +112,34 @@ pub(super) async fn run(
     Ok(())
 }
 
-/// Times from handing a record over to its acknowledgement.
-async fn acks(
+/// Times from handing a record over to its acknowledgement, one record at each tick.
+pub(super) async fn acks(
     client: &Client,
     topic: &TopicName,
     payload: &Payload,
+    ticks: Ticks,
+) -> Outcome<Vec<Duration>> {
+    let producer = client.producer(topic.clone()).linger(Duration::ZERO);
+    let producer = producer.build().await?;
+    let times = acks_of(std::slice::from_ref(&producer), payload, ticks).await?;
+    producer.close().await?;
+    Ok(times)
+}
+
+/// The same of several producers, which take turns.
+pub(super) async fn acks_of(
+    producers: &[Producer],
+    payload: &Payload,
     mut ticks: Ticks,
 ) -> Outcome<Vec<Duration>> {
-    let producer = client
-        .producer(topic.clone())
-        .linger(Duration::ZERO)
-        .build()
-        .await?;
+    let mut turns = producers.iter().cycle();
     let mut waiting = FuturesUnordered::new();
     let (mut times, mut number, mut more) = (Vec::new(), 0, true);
     while more || !waiting.is_empty() {
         tokio::select! {
             tick = ticks.next(), if more => {
                 more = tick;
-                if tick {
+                if let (true, Some(producer)) = (tick, turns.next()) {
                     let begun = Instant::now();
                     let delivery = producer.send(&payload.record(number)).await?;
                     number += 1;
@@ -128,7 +149,6 @@ async fn acks(
             Some(acked) = waiting.next(), if !waiting.is_empty() => times.push(acked?),
         }
     }
-    producer.close().await?;
     Ok(times)
 }
 
@@ -144,5 +164,15 @@ mod tests {
             seen += 1;
         }
         assert_eq!(seen, 50);
+    }
+
+    #[tokio::test]
+    async fn endless_ticks_end_when_they_are_told_to() {
+        let (mut ticks, end) = Ticks::endless(1_000_000);
+        for _ in 0..2 * TICKS_AHEAD {
+            assert!(ticks.next().await);
+        }
+        drop(end);
+        while ticks.next().await {}
     }
 }

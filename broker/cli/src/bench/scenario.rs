@@ -10,12 +10,11 @@ use millstream_proto::pipeline::PluginUse;
 use millstream_proto::topic::{StartAt, TopicConfig};
 use millstream_proto::{PluginName, TopicName};
 
+use super::live::Live;
 use super::payload::{Payload, Shape};
-use super::report::{Report, median};
-use super::stage::Stage;
-use super::{BenchArgs, disk, native, process};
+use super::report::median;
+use super::{Bench, disk, native, process};
 use crate::error::{CliError, Outcome};
-use crate::output::Output;
 
 /// Records handed to the producer in one call.
 const CALL_RECORDS: u64 = 4096;
@@ -79,7 +78,12 @@ pub(super) async fn produce(
 }
 
 /// Reads `records` records from the beginning; bytes of keys and values per second.
-async fn consume(client: &Client, topic: &TopicName, shape: Shape, records: u64) -> Outcome<f64> {
+pub(super) async fn consume(
+    client: &Client,
+    topic: &TopicName,
+    shape: Shape,
+    records: u64,
+) -> Outcome<f64> {
     // With the request, as the floor is timed.
     let begun = Instant::now();
     let mut consumer = client
@@ -117,27 +121,24 @@ fn note(shape: Shape, pairs: &[(f64, f64)]) -> String {
 }
 
 /// One producer.
-pub(super) async fn ingest(
-    stage: &Stage,
-    args: &BenchArgs,
-    report: &mut Report,
-    output: &Output,
-) -> Outcome {
+pub(super) async fn ingest(bench: &mut Bench<'_>) -> Outcome {
+    let Bench {
+        stage,
+        args,
+        report,
+        output,
+    } = bench;
     let (shape, floor) = (args.shape(), stage.floor().await?);
     let payload = Payload::new(shape);
     let records = args.bytes / shape.record_bytes();
     let (mut pairs, mut disks, mut peak) = (Vec::new(), Vec::new(), 0);
     for round in 0..args.rounds {
         output.note(&format!("ingest, round {}", round + 1));
-        let place = stage.hot_place(args)?;
-        let broker = stage.broker(&place).await?;
-        let client = stage.client(&broker).await?;
-        let topic = create(&client, "ingest", shape.partitions).await?;
-        let rate = produce(&client, &topic, &payload, shape, records).await?;
-        peak = peak.max(broker.id().map_or(0, process::peak_resident));
-        client.close().await;
-        broker.kill().await.map_err(CliError::failure)?;
-        stage.clear(&place)?;
+        let live = Live::start(stage, stage.hot_place(args)?).await?;
+        let topic = create(&live.client, "ingest", shape.partitions).await?;
+        let rate = produce(&live.client, &topic, &payload, shape, records).await?;
+        peak = peak.max(process::peak_resident(live.pid()));
+        live.end(stage).await?;
         pairs.push((rate, floor.send(args.bytes).await?));
         disks.push((rate, disk::append(stage.dir(), args.bytes).await?));
     }
@@ -160,29 +161,28 @@ pub(super) async fn ingest(
 }
 
 /// One producer and a consumer that reads along.
-pub(super) async fn mixed(
-    stage: &Stage,
-    args: &BenchArgs,
-    report: &mut Report,
-    output: &Output,
-) -> Outcome {
+pub(super) async fn mixed(bench: &mut Bench<'_>) -> Outcome {
+    let Bench {
+        stage,
+        args,
+        report,
+        output,
+    } = bench;
     let (shape, floor) = (args.shape(), stage.floor().await?);
     let payload = Payload::new(shape);
     let records = args.bytes / shape.record_bytes();
     let mut pairs = Vec::new();
     for round in 0..args.rounds {
         output.note(&format!("ingest with a consumer, round {}", round + 1));
-        let place = stage.hot_place(args)?;
-        let broker = stage.broker(&place).await?;
-        let (writer, reader) = (stage.client(&broker).await?, stage.client(&broker).await?);
-        let topic = create(&writer, "mixed", shape.partitions).await?;
+        let live = Live::start(stage, stage.hot_place(args)?).await?;
+        let reader = stage.client(&live.broker).await?;
+        let topic = create(&live.client, "mixed", shape.partitions).await?;
         let begun = Instant::now();
-        let writing = produce(&writer, &topic, &payload, shape, records);
+        let writing = produce(&live.client, &topic, &payload, shape, records);
         try_join(writing, consume(&reader, &topic, shape, records)).await?;
         // Both are done: every record went in and came out.
         let rate = (records * shape.record_bytes()) as f64 / begun.elapsed().as_secs_f64();
-        broker.kill().await.map_err(CliError::failure)?;
-        stage.clear(&place)?;
+        live.end(stage).await?;
         pairs.push((rate, floor.send(args.bytes).await?));
     }
     report.against(
@@ -196,31 +196,27 @@ pub(super) async fn mixed(
 }
 
 /// A backlog, read after a restart of the broker.
-pub(super) async fn fetch(
-    stage: &Stage,
-    args: &BenchArgs,
-    report: &mut Report,
-    output: &Output,
-) -> Outcome {
+pub(super) async fn fetch(bench: &mut Bench<'_>) -> Outcome {
+    let Bench {
+        stage,
+        args,
+        report,
+        output,
+    } = bench;
     let (shape, floor) = (args.shape(), stage.floor().await?);
     let payload = Payload::new(shape);
     let records = args.bytes / shape.record_bytes();
     output.note("fetch, filling the backlog");
-    let place = stage.place()?;
-    let broker = stage.broker(&place).await?;
-    let client = stage.client(&broker).await?;
-    let topic = create(&client, "fetch", shape.partitions).await?;
-    produce(&client, &topic, &payload, shape, records).await?;
-    client.close().await;
-    broker.kill().await.map_err(CliError::failure)?;
+    let live = Live::start(stage, stage.place()?).await?;
+    let topic = create(&live.client, "fetch", shape.partitions).await?;
+    produce(&live.client, &topic, &payload, shape, records).await?;
+    let mut place = live.kill().await?;
     let mut pairs = Vec::new();
     for round in 0..args.rounds {
         output.note(&format!("fetch, round {}", round + 1));
-        let broker = stage.broker(&place).await?;
-        let client = stage.client(&broker).await?;
-        let rate = consume(&client, &topic, shape, records).await?;
-        client.close().await;
-        broker.kill().await.map_err(CliError::failure)?;
+        let live = Live::start(stage, place).await?;
+        let rate = consume(&live.client, &topic, shape, records).await?;
+        place = live.kill().await?;
         pairs.push((rate, floor.fetch(args.bytes).await?));
     }
     stage.clear(&place)?;
@@ -258,30 +254,28 @@ fn field_filter(name: PluginName) -> PluginUse {
 }
 
 /// With a field filter attached, against without.
-pub(super) async fn filter(
-    stage: &Stage,
-    args: &BenchArgs,
-    report: &mut Report,
-    output: &Output,
-) -> Outcome {
+pub(super) async fn filter(bench: &mut Bench<'_>) -> Outcome {
+    let Bench {
+        stage,
+        args,
+        report,
+        output,
+    } = bench;
     let shape = args.shape();
     let payload = Payload::new(shape);
     let records = args.bytes / shape.record_bytes();
     let mut pairs = Vec::new();
     for round in 0..args.rounds {
         output.note(&format!("ingest through a filter, round {}", round + 1));
-        let place = stage.hot_place(args)?;
-        let broker = stage.broker(&place).await?;
-        let client = stage.client(&broker).await?;
-        let name = upload(&client, FILTER_FIELD).await?;
-        let bare = create(&client, "bare", shape.partitions).await?;
-        let filtered = create(&client, "filtered", shape.partitions).await?;
+        let live = Live::start(stage, stage.hot_place(args)?).await?;
+        let client = &live.client;
+        let name = upload(client, FILTER_FIELD).await?;
+        let bare = create(client, "bare", shape.partitions).await?;
+        let filtered = create(client, "filtered", shape.partitions).await?;
         client.attach(filtered.clone(), field_filter(name)).await?;
-        let without = produce(&client, &bare, &payload, shape, records).await?;
-        let with = produce(&client, &filtered, &payload, shape, records).await?;
-        client.close().await;
-        broker.kill().await.map_err(CliError::failure)?;
-        stage.clear(&place)?;
+        let without = produce(client, &bare, &payload, shape, records).await?;
+        let with = produce(client, &filtered, &payload, shape, records).await?;
+        live.end(stage).await?;
         pairs.push((with, without));
     }
     let said = note(shape, &pairs);
@@ -303,12 +297,13 @@ pub(super) async fn filter(
 }
 
 /// Cold start, memory, upload to first record.
-pub(super) async fn start(
-    stage: &Stage,
-    args: &BenchArgs,
-    report: &mut Report,
-    output: &Output,
-) -> Outcome {
+pub(super) async fn start(bench: &mut Bench<'_>) -> Outcome {
+    let Bench {
+        stage,
+        args,
+        report,
+        output,
+    } = bench;
     let shape = Shape {
         value_bytes: 100,
         key_bytes: 16,
@@ -319,33 +314,27 @@ pub(super) async fn start(
         (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for round in 0..args.rounds {
         output.note(&format!("start, round {}", round + 1));
-        let place = stage.place()?;
-        let broker = stage.broker(&place).await?;
-        let client = stage.client(&broker).await?;
-        let topic = create(&client, "start", shape.partitions).await?;
-        client.close().await;
-        broker.kill().await.map_err(CliError::failure)?;
+        let live = Live::start(stage, stage.place()?).await?;
+        let topic = create(&live.client, "start", shape.partitions).await?;
+        let place = live.kill().await?;
 
         let begun = Instant::now();
-        let broker = stage.broker(&place).await?;
-        let client = stage.client(&broker).await?;
-        first_ack(&client, &topic).await?;
+        let live = Live::start(stage, place).await?;
+        let (client, pid) = (&live.client, live.pid());
+        first_ack(client, &topic).await?;
         cold.push(begun.elapsed().as_secs_f64() * 1e3);
-        let pid = broker.id().unwrap_or(0);
         idle.push(process::resident(pid) as f64 / f64::from(1 << 20));
 
         let begun = Instant::now();
-        let name = upload(&client, ENRICH_HEADER).await?;
+        let name = upload(client, ENRICH_HEADER).await?;
         client.attach(topic.clone(), enrich(name)).await?;
-        first_ack(&client, &topic).await?;
+        first_ack(client, &topic).await?;
         uploads.push(begun.elapsed().as_secs_f64() * 1e3);
 
-        let bare = create(&client, "million", shape.partitions).await?;
-        produce(&client, &bare, &payload, shape, 1_000_000).await?;
+        let bare = create(client, "million", shape.partitions).await?;
+        produce(client, &bare, &payload, shape, 1_000_000).await?;
         loaded.push(process::resident(pid) as f64 / f64::from(1 << 20));
-        client.close().await;
-        broker.kill().await.map_err(CliError::failure)?;
-        stage.clear(&place)?;
+        live.end(stage).await?;
     }
     let said = format!("a component of {} KiB", ENRICH_HEADER.wasm.len() >> 10);
     report.plain("cold start to first ack", "ms", &cold, String::new());

@@ -17,7 +17,7 @@ use super::quic::Floor;
 use crate::child::{Broker, Place};
 use crate::error::{CliError, Outcome};
 use crate::link;
-use crate::pki::{self, InitRequest, Layout};
+use crate::pki::{self, InitRequest, KeyKind, Layout};
 
 /// Days that the certificates are good for.
 const DAYS: u32 = 1;
@@ -49,6 +49,7 @@ impl Stage {
             admin: pki::ADMIN_NAME.to_owned(),
             hosts: Vec::new(),
             days: DAYS,
+            keys: KeyKind::P256,
         };
         pki::init(&dir.path().join("pki"), &request).map_err(CliError::failure)?;
         Ok(Self {
@@ -91,7 +92,8 @@ impl Stage {
         self.place_with(&format!("[storage]\nhot_mib = {mib}\n"))
     }
 
-    fn place_with(&self, more: &str) -> Outcome<Place> {
+    /// The same with more in its configuration.
+    pub(super) fn place_with(&self, more: &str) -> Outcome<Place> {
         let number = self.brokers.fetch_add(1, Ordering::Relaxed);
         let dir = self.dir.path();
         let config = dir.join(format!("broker-{number}.toml"));
@@ -132,8 +134,13 @@ impl Stage {
 
     /// A client that may do everything.
     pub(super) async fn client(&self, broker: &Broker) -> Outcome<Client> {
+        link::connect_with(self.client_config(broker)).await
+    }
+
+    /// What such a client is made of.
+    pub(super) fn client_config(&self, broker: &Broker) -> ClientConfig {
         let config = ClientConfig::new(broker.addr().to_string(), self.identity());
-        link::connect_with(config.transport(self.transport())).await
+        config.transport(self.transport())
     }
 
     /// Starts a sink and connects to it with the client's own settings.
