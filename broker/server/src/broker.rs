@@ -16,13 +16,18 @@ use crate::catalog::{Catalog, CatalogError};
 use crate::check::Checks;
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::credentials::{Credentials, Material, ReloadError, Reloaded};
+use crate::door::Door;
 use crate::gate::Gate;
 use crate::guests::{Guests, GuestsError};
 use crate::limits::{COUNT_INTERVAL, DRAIN_TIMEOUT, PRODUCER_SWEEP_INTERVAL, RETENTION_INTERVAL};
 use crate::listen;
 use crate::log::{RetainError, TailBudget, Topic, expire_producers, note_ends, retain};
+use crate::metrics::{self, Counters, MetricsError};
 use crate::pipeline::{PipelineError, Pipelines};
+use crate::reload::{self, Stamps};
 use crate::session::shutting_down;
+use crate::sessions::Sessions;
 use crate::tls::{self, TlsError};
 use crate::transport;
 
@@ -47,12 +52,20 @@ pub struct Broker {
     pub tails: TailBudget,
     /// The backup under way.
     pub backups: Backups,
+    /// What is counted as it goes along.
+    pub counters: Arc<Counters>,
     /// The check of the stored data.
     pub checks: Checks,
     /// The time.
     pub clock: Clock,
     /// How it was set up.
     pub config: Config,
+    /// Certificates and what goes with them, which are replaced while it runs.
+    pub credentials: Credentials,
+    /// Who is connected.
+    pub sessions: Arc<Sessions>,
+    /// Who is about to be.
+    pub(crate) door: Arc<Door>,
     /// Shutdown.
     pub gate: Gate,
     /// When it started, in milliseconds since the Unix epoch.
@@ -89,6 +102,9 @@ pub enum StartError {
         /// What the system says.
         source: io::Error,
     },
+    /// The metrics cannot be served.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
     /// The catalogue's rows make no sense.
     #[error(transparent)]
     Catalog(#[from] CatalogError),
@@ -107,6 +123,7 @@ pub enum StartError {
 pub struct Running {
     broker: Arc<Broker>,
     addr: SocketAddr,
+    metrics: Option<metrics::Endpoint>,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -133,7 +150,13 @@ impl Broker {
         clock: Clock,
         store: Arc<dyn Store>,
     ) -> Result<Running, StartError> {
-        let endpoint = listen_on(&config)?;
+        let metrics = metrics::Listener::bind(&config)?;
+        // Before the files are read: what changes from here on is read again.
+        let stamps = Stamps::of(config.source.as_deref(), &config.tls);
+        let credentials = Credentials::new(Material::first(&config)?, |server| {
+            transport::listener(server, config.transport.mtu);
+        });
+        let endpoint = listen_on(&config, credentials.server_config())?;
         let listening = |source| StartError::Listen {
             addr: config.listen,
             source,
@@ -155,6 +178,10 @@ impl Broker {
         let broker = Arc::new(Self {
             pipelines: Pipelines::default(),
             checks: Checks::default(),
+            counters: Arc::default(),
+            credentials,
+            sessions: Arc::default(),
+            door: Arc::default(),
             backups: Backups::default(),
             gate: Gate::default(),
             store,
@@ -169,14 +196,18 @@ impl Broker {
         });
         broker.catalog.resume(&broker).await;
         broker.pipelines.resume(&broker).await?;
+        let serve = |listener: metrics::Listener| listener.serve(Arc::clone(&broker));
+        let metrics = metrics.map(serve).transpose()?;
         let tasks = vec![
             tokio::spawn(listen::accept(Arc::clone(&broker), broker.endpoint.clone())),
             tokio::spawn(keep_retention(Arc::clone(&broker))),
+            tokio::spawn(reload::watch(Arc::clone(&broker), stamps)),
         ];
         tracing::info!(%addr, "serving");
         Ok(Running {
             broker,
             addr,
+            metrics,
             tasks,
         })
     }
@@ -189,6 +220,22 @@ impl Running {
         self.addr
     }
 
+    /// The address at which its metrics can be read, if they can.
+    #[must_use]
+    pub fn metrics_addr(&self) -> Option<SocketAddr> {
+        self.metrics.as_ref().map(metrics::Endpoint::local_addr)
+    }
+
+    /// Reads certificates, keys, revocation lists and those settings again that can change while
+    /// the broker runs, and ends the connections that would not be let in now. The broker does so
+    /// by itself when one of the files changes.
+    ///
+    /// # Errors
+    /// [`ReloadError`], naming the file; then all is as it was before.
+    pub async fn reload(&self) -> Result<Reloaded, ReloadError> {
+        reload::reload(&self.broker).await
+    }
+
     /// What it is made of.
     #[must_use]
     pub fn broker(&self) -> &Arc<Broker> {
@@ -198,7 +245,12 @@ impl Running {
     /// Lets open streams finish what they have begun, commits everything and
     /// closes the store. Takes [`DRAIN_TIMEOUT`] at most, and the last commit.
     pub async fn shutdown(self) {
-        let Self { broker, tasks, .. } = self;
+        let Self {
+            broker,
+            tasks,
+            metrics,
+            ..
+        } = self;
         broker.gate.close();
         broker.checks.stop();
         if tokio::time::timeout(DRAIN_TIMEOUT, broker.gate.empty())
@@ -216,6 +268,9 @@ impl Running {
         let _ = tokio::time::timeout(DRAIN_TIMEOUT / 10, broker.endpoint.wait_idle()).await;
         for task in tasks {
             task.abort();
+        }
+        if let Some(metrics) = metrics {
+            metrics.stop().await;
         }
         broker.guests.stop().await;
         let topics = broker.catalog.topics();
@@ -260,10 +315,8 @@ fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
     )?))
 }
 
-fn listen_on(config: &Config) -> Result<Endpoint, StartError> {
+fn listen_on(config: &Config, server: ServerConfig) -> Result<Endpoint, StartError> {
     let mtu = config.transport.mtu;
-    let mut server = ServerConfig::with_crypto(Arc::new(tls::quic_server_config(&config.tls)?));
-    server.transport_config(transport::transport(mtu));
     let listening = |source| StartError::Listen {
         addr: config.listen,
         source,

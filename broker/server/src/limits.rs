@@ -63,8 +63,32 @@ pub const RETENTION_LOOK_HEADERS: usize = 1024;
 pub const MAX_STREAMS: u32 = 128;
 /// Connections at the same time.
 pub const MAX_CONNECTIONS: usize = 10_000;
-/// Handshakes at the same time; further ones are refused and may try again.
-pub const MAX_HANDSHAKES: usize = 64;
+/// Handshakes at the same time; a further one takes the place of one that is half open. From half
+/// of them on, clients must prove their address first.
+pub const MAX_HANDSHAKES: usize = 256;
+/// Handshakes that begin in a second, over all addresses: each costs a signature, a third of a
+/// millisecond or so.
+pub const HANDSHAKES_PER_SECOND: u32 = 1000;
+/// Handshakes that begin in a second without a proof of the address; further clients must prove
+/// theirs, which costs them a round trip and the broker nothing that stays.
+pub const UNPROVED_HANDSHAKES_PER_SECOND: u32 = 100;
+/// Handshakes that begin in a second from one address, unless configured.
+pub const ADDRESS_HANDSHAKES_PER_SECOND: u32 = 100;
+/// Addresses whose handshakes are counted at the same time.
+pub const MAX_DOOR_ADDRESSES: usize = 4096;
+/// Bytes of a handshake that may come out of order on one connection.
+pub const HANDSHAKE_BUFFER_BYTES: usize = 16 << 10;
+/// First packets of clients that wait to be looked at; they are looked at as soon as they come.
+pub const MAX_INCOMING: usize = 256;
+/// Bytes that one such client may send meanwhile.
+pub const INCOMING_BYTES: u64 = 16 << 10;
+/// Bytes that all such clients may send meanwhile.
+pub const ALL_INCOMING_BYTES: u64 = 1 << 20;
+/// Round trip that is assumed until one was measured: it says how long a connection that failed is
+/// remembered, and when what was lost of a handshake is sent again.
+pub const INITIAL_RTT: Duration = Duration::from_millis(100);
+/// How often files of certificates are looked at, and certificates that run out.
+pub const WATCH_INTERVAL: Duration = Duration::from_millis(500);
 /// Time for a handshake, and for the first frame of a stream.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A connection that is silent for this long is closed. Clients send keep-alives.
@@ -98,6 +122,8 @@ pub const DEFAULT_MTU: u16 = 1452;
 pub const MTU: RangeInclusive<u64> = 1200..=6500;
 /// Numbers of connections that may be configured.
 pub const CONNECTIONS: RangeInclusive<u64> = 1..=MAX_CONNECTIONS as u64;
+/// Handshakes of one address in a second that may be configured.
+pub const ADDRESS_HANDSHAKES: RangeInclusive<u64> = 1..=HANDSHAKES_PER_SECOND as u64;
 /// Sizes of the store's page cache that may be configured, in MiB.
 pub const CACHE_MIB: RangeInclusive<u64> = 1..=(64 << 10);
 /// What `storage.hot_mib` may be.
@@ -145,6 +171,7 @@ const _: () = assert!(MAX_CHAIN_BYTES + MAX_PARTITIONS as usize * 40 < MAX_MESSA
 const _: () = assert!(READ_CHUNK_BYTES <= TAIL_BYTES);
 const _: () = assert!(TIME_SEEKERS < COLD_READERS);
 const _: () = assert!(STREAM_WINDOW <= CONNECTION_WINDOW);
+const _: () = assert!(UNPROVED_HANDSHAKES_PER_SECOND < HANDSHAKES_PER_SECOND);
 
 // Backups.
 

@@ -5,37 +5,25 @@ use std::sync::Arc;
 use millstream_proto::{ErrorCode, WireError};
 use quinn::{Connection, Endpoint, Incoming, VarInt};
 use rustls::pki_types::CertificateDer;
-use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 use crate::broker::Broker;
-use crate::limits::{HANDSHAKE_TIMEOUT, MAX_HANDSHAKES};
+use crate::door::{Answer, Turn};
+use crate::limits::HANDSHAKE_TIMEOUT;
+use crate::metrics::Refusal;
+use crate::refusal;
 use crate::session::Session;
-use crate::tls;
+use crate::sessions::{Chain, lost};
 
 /// Accepts until shutdown begins.
 pub(crate) async fn accept(broker: Arc<Broker>, endpoint: Endpoint) {
-    let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
-    let most = broker.config.transport.max_connections as usize;
     loop {
         let incoming = tokio::select! {
             incoming = endpoint.accept() => incoming,
             () = broker.gate.closing() => return,
         };
         let Some(incoming) = incoming else { return };
-        if endpoint.open_connections() >= most {
-            incoming.refuse();
-            continue;
-        }
-        // Made-up sender addresses must not keep everybody else out: when turns get scarce, only
-        // whoever answers from his address gets one.
-        if handshakes.available_permits() <= MAX_HANDSHAKES / 2 && incoming.may_retry() {
-            if let Err(e) = incoming.retry() {
-                e.into_incoming().refuse();
-            }
-            continue;
-        }
-        let Ok(turn) = Arc::clone(&handshakes).try_acquire_owned() else {
-            incoming.refuse();
+        let Some((incoming, turn)) = knock(&broker, incoming) else {
             continue;
         };
         let Some(inside) = broker.gate.enter() else {
@@ -43,47 +31,103 @@ pub(crate) async fn accept(broker: Arc<Broker>, endpoint: Endpoint) {
         };
         let broker = Arc::clone(&broker);
         tokio::spawn(async move {
-            let connection = handshake(incoming).await;
-            drop(turn);
+            // Before the handshake begins: it has at least the settings of this number.
+            let generation = broker.credentials.generation();
+            let connection = handshake(&broker, incoming, turn).await;
             if let Some(connection) = connection {
-                admit(broker, connection).await;
+                admit(broker, connection, generation).await;
             }
             drop(inside);
         });
     }
 }
 
-async fn handshake(incoming: Incoming) -> Option<Connection> {
-    let from = incoming.remote_address();
-    match tokio::time::timeout(HANDSHAKE_TIMEOUT, incoming).await {
-        Ok(Ok(connection)) => Some(connection),
-        Ok(Err(e)) => {
-            tracing::info!(%from, "handshake failed: {e}");
-            None
+/// Whether somebody may begin a handshake. Who may not has been answered.
+fn knock(broker: &Broker, incoming: Incoming) -> Option<(Incoming, Turn)> {
+    let limits = broker.credentials.now().door;
+    let proved = incoming.remote_address_validated();
+    let from = incoming.remote_address().ip();
+    let answer = if broker.sessions.count() >= limits.connections {
+        Answer::Refuse(Refusal::Connections)
+    } else {
+        broker.door.knock(from, proved, &limits, Instant::now())
+    };
+    match answer {
+        Answer::Begin(turn) => return Some((incoming, turn)),
+        Answer::Prove => {
+            if let Err(e) = incoming.retry() {
+                e.into_incoming().refuse();
+            }
         }
-        Err(_) => {
-            tracing::info!(%from, "handshake not finished in {HANDSHAKE_TIMEOUT:?}");
-            None
+        Answer::Refuse(why) => {
+            broker.counters.refuse(why);
+            incoming.refuse();
         }
     }
+    None
 }
 
-async fn admit(broker: Arc<Broker>, connection: Connection) {
-    let certificates = connection
+async fn handshake(broker: &Broker, incoming: Incoming, mut turn: Turn) -> Option<Connection> {
+    let from = incoming.remote_address();
+    let ended = tokio::select! {
+        ended = tokio::time::timeout(HANDSHAKE_TIMEOUT, incoming) => Some(ended),
+        () = turn.taken() => None,
+    };
+    match ended {
+        Some(Ok(Ok(connection))) => return Some(connection),
+        Some(Ok(Err(e))) => {
+            broker.counters.refuse(refusal::of(&e));
+            tracing::info!(%from, "handshake failed: {e}");
+        }
+        Some(Err(_)) => {
+            broker.counters.refuse(Refusal::Timeout);
+            tracing::info!(%from, "handshake not finished in {HANDSHAKE_TIMEOUT:?}");
+        }
+        // No line for each: there are as many as somebody likes.
+        None => broker.counters.refuse(Refusal::Pushed),
+    }
+    None
+}
+
+async fn admit(broker: Arc<Broker>, connection: Connection, generation: u64) {
+    let shown = connection
         .peer_identity()
         .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok());
-    let principal = tls::principal(certificates.as_deref().map_or(&[], Vec::as_slice));
-    match principal {
-        Ok(principal) => Session::new(broker, connection, principal).run().await,
+    let chain: Chain = shown.map_or_else(|| Arc::from([]), |shown| (*shown).into());
+    // The handshake has found it already; it does not hand it on.
+    let in_force = broker.credentials.now();
+    let principal = match in_force.files.identity.principal(&chain) {
+        Ok(principal) => principal,
         Err(e) => {
+            broker.counters.refuse(Refusal::Identity);
             let from = connection.remote_address();
             tracing::warn!(%from, "refused: {e}");
-            close(
-                &connection,
-                &WireError::new(ErrorCode::NoIdentity, e.to_string()),
-            );
+            return close(&connection, &e.into());
+        }
+    };
+    let most = in_force.door.connections;
+    let entered = broker
+        .sessions
+        .enter(connection.clone(), chain, principal.clone(), most);
+    let Some(known) = entered else {
+        broker.counters.refuse(Refusal::Connections);
+        let text = format!("the broker has {most} connections, its limit; try again later");
+        let error = WireError::new(ErrorCode::Overloaded, text);
+        return close(&connection, &error);
+    };
+    // Since the handshake began something else came into force, and whoever looked at all
+    // connections then may have missed this one.
+    if broker.credentials.generation() != generation {
+        let verdict = broker.credentials.verify(&known.open.chain);
+        if known.open.expel_unless(&verdict.map_err(|e| lost(&e))) {
+            broker.credentials.count_ended(1);
+            return;
         }
     }
+    let counters = Arc::clone(&broker.counters);
+    let _present = counters.session();
+    Session::new(broker, connection, principal).run().await;
+    drop(known);
 }
 
 /// Closes a connection with an error's code and text.

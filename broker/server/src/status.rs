@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use millstream_proto::WireError;
-use millstream_proto::message::{BrokerStatus, Response, ShardStatus};
+use millstream_proto::message::{BrokerStatus, DoorStatus, Response, ShardStatus};
 use millstream_proto::storage::{Histogram, ShardStorage};
 use millstream_store::Store;
 
+use crate::metrics::Refusal;
 use crate::session::Peer;
 
 /// Answers a request for the status; admins only, since it tells about all tenants.
@@ -36,6 +37,29 @@ fn shard(number: u32, store: &Arc<dyn Store>) -> ShardStatus {
         file_bytes: stats.file_bytes,
         commits: stats.commits,
     }
+}
+
+/// Answers a request for what happens at the door; admins only, as the status.
+pub(crate) fn door(peer: &Peer) -> Result<Response, WireError> {
+    let broker = &peer.broker;
+    broker
+        .access
+        .check_admin(&peer.principal, "the broker's status")?;
+    let (credentials, counters) = (&broker.credentials, &broker.counters);
+    let in_force = credentials.now();
+    let refused = Refusal::ALL
+        .into_iter()
+        .map(|why| (why.name().to_owned(), counters.refused(why)));
+    Ok(Response::Door(DoorStatus {
+        certificate_until_ms: in_force.until_ms,
+        reloads: credentials.reloads(),
+        reload_failures: credentials.failures(),
+        trouble: credentials.trouble(),
+        needs_restart: in_force.restart.iter().map(ToString::to_string).collect(),
+        handshakes: broker.door.busy() as u64,
+        ended: credentials.ended(),
+        refused: refused.filter(|(_, n)| *n > 0).collect(),
+    }))
 }
 
 /// Answers a request for the storage's figures; admins only, as the status.

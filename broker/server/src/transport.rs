@@ -3,16 +3,17 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use quinn::{EndpointConfig, MtuDiscoveryConfig, TransportConfig, VarInt};
+use quinn::{EndpointConfig, MtuDiscoveryConfig, ServerConfig, TransportConfig, VarInt};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::limits::{
-    CONNECTION_WINDOW, IDLE_TIMEOUT, MAX_STREAMS, SEND_WINDOW, SOCKET_BUFFER_BYTES, STREAM_WINDOW,
+    ALL_INCOMING_BYTES, CONNECTION_WINDOW, HANDSHAKE_BUFFER_BYTES, IDLE_TIMEOUT, INCOMING_BYTES,
+    INITIAL_RTT, MAX_INCOMING, MAX_STREAMS, SEND_WINDOW, SOCKET_BUFFER_BYTES, STREAM_WINDOW,
 };
 use crate::reset::ResetKey;
 
 /// Transport settings with datagrams of at most `mtu` bytes.
-pub(crate) fn transport(mtu: u16) -> Arc<TransportConfig> {
+fn transport(mtu: u16) -> Arc<TransportConfig> {
     let mut t = TransportConfig::default();
     t.max_concurrent_bidi_streams(VarInt::from_u32(MAX_STREAMS));
     t.max_concurrent_uni_streams(VarInt::from_u32(0));
@@ -20,11 +21,22 @@ pub(crate) fn transport(mtu: u16) -> Arc<TransportConfig> {
     t.receive_window(VarInt::from_u32(CONNECTION_WINDOW));
     t.send_window(SEND_WINDOW);
     t.datagram_receive_buffer_size(None);
+    t.crypto_buffer_size(HANDSHAKE_BUFFER_BYTES);
+    t.initial_rtt(INITIAL_RTT);
     t.max_idle_timeout(IDLE_TIMEOUT.try_into().ok());
     let mut discovery = MtuDiscoveryConfig::default();
     discovery.upper_bound(mtu);
     t.mtu_discovery_config(Some(discovery));
     Arc::new(t)
+}
+
+/// Adds to the settings of the listener all but its TLS.
+pub(crate) fn listener(server: &mut ServerConfig, mtu: u16) {
+    server
+        .transport_config(transport(mtu))
+        .max_incoming(MAX_INCOMING)
+        .incoming_buffer_size(INCOMING_BYTES)
+        .incoming_buffer_size_total(ALL_INCOMING_BYTES);
 }
 
 /// Endpoint settings that accept datagrams of at most `mtu` bytes, and end the

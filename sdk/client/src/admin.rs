@@ -8,7 +8,7 @@ use millstream_proto::acl::{AclRule, Operation, ResourceKind};
 use millstream_proto::backup::BackupState;
 use millstream_proto::limits::MAX_PLUGIN_BYTES;
 use millstream_proto::message::{
-    BrokerStatus, Digest, LogLine, OpenUpload, PluginVersion, Request, Response, StreamOpen,
+    BrokerStatus, DoorStatus, Digest, LogLine, OpenUpload, PluginVersion, Request, Response, StreamOpen,
 };
 use millstream_proto::pipeline::{PipelineInfo, PipelineSpec, PluginUse};
 use millstream_proto::storage::{CheckAction, CheckReport, ShardStorage};
@@ -57,6 +57,7 @@ fn nature(request: &Request) -> (&'static str, bool) {
         Request::CheckAccess { .. } => ("check access", true),
         Request::Status => ("status", true),
         Request::Storage => ("storage", true),
+        Request::Door => ("door", true),
         // Started twice, it is refused the second time.
         Request::Check(action) => ("check", !matches!(action, CheckAction::Start)),
         // Started twice, there is one more than there need be.
@@ -412,6 +413,14 @@ impl Client {
     /// `NotAuthorized`; or any [`RequestError`].
     pub async fn storage(&self) -> Result<Vec<ShardStorage>, RequestError> {
         answer!(self, Request::Storage, Response::Storage(shards) => shards)
+    }
+
+    /// What is in force of the broker's certificates and lists, and who was not let in.
+    ///
+    /// # Errors
+    /// `NotAuthorized`; or any [`RequestError`].
+    pub async fn door(&self) -> Result<DoorStatus, RequestError> {
+        answer!(self, Request::Door, Response::Door(door) => door)
     }
 
     /// Starts a check of the stored data, ends it, or says how far it is.

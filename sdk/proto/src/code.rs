@@ -85,6 +85,8 @@ codes! {
     NoIdentity = 200, Fatal;
     /// The principal has no rule that allows this.
     NotAuthorized = 201, Fix;
+    /// The certificate that the connection was opened with is not accepted any more.
+    CertificateRejected = 202, Fix;
     /// No such topic.
     UnknownTopic = 300, Fix;
     /// The topic exists already.

@@ -413,6 +413,9 @@ pub enum Request {
         /// Whose.
         consumer: ConsumerName,
     },
+    /// What is in force of certificates and lists, and who was not let in. Answer:
+    /// [`Response::Door`].
+    Door,
 }
 
 /// An answer on the control stream; errors are frames of their own.
@@ -451,6 +454,8 @@ pub enum Response {
     Check(CheckReport),
     /// How far the backup is, or how the last one ended.
     Backup(BackupState),
+    /// What is in force at the door.
+    Door(DoorStatus),
 }
 
 /// The broker's state as its operator sees it.
@@ -468,6 +473,27 @@ pub struct BrokerStatus {
     pub topics: u64,
     /// Resident memory of the process in bytes; 0 where it cannot be read.
     pub resident_bytes: u64,
+}
+
+/// What decides who is let in, and what came of it since the broker was started.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DoorStatus {
+    /// Until when the broker's own certificate is good, in milliseconds since the Unix epoch.
+    pub certificate_until_ms: Option<i64>,
+    /// How often certificates, lists and settings were read again and put in force.
+    pub reloads: u64,
+    /// How often they were read again and could not be used.
+    pub reload_failures: u64,
+    /// Why what the files hold now is not in force; what was before is.
+    pub trouble: Option<String>,
+    /// What of the configuration was changed and takes effect with the next start only.
+    pub needs_restart: Vec<String>,
+    /// Handshakes under way.
+    pub handshakes: u64,
+    /// Connections that were ended because their certificate was not accepted any more.
+    pub ended: u64,
+    /// How many were not let in, by reason; reasons that did not occur are left out.
+    pub refused: Vec<(String, u64)>,
 }
 
 /// The state of one shard.

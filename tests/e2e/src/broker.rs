@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use millstream::{Client, ClientConfig, ConnectError, Identity};
 use millstream_broker::config::TlsFiles;
+use millstream_broker::credentials::{ReloadError, Reloaded};
 use millstream_broker::{Broker, Clock, Config, Running};
 use millstream_proto::TopicName;
 use millstream_proto::acl::{AclRule, Effect, Operation, ResourceKind};
@@ -178,6 +179,18 @@ impl TestBroker {
         self.stop().await;
         self.setup.disk = Some(disk);
         self.run().await;
+    }
+
+    /// Has it read its files again, as a signal would.
+    ///
+    /// # Errors
+    /// What the broker says when they cannot be used.
+    ///
+    /// # Panics
+    /// While it is stopped.
+    pub async fn reload(&self) -> Result<Reloaded, ReloadError> {
+        let running = self.running.as_ref().expect("the broker runs");
+        running.reload().await
     }
 
     /// The broker itself.

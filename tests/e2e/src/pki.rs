@@ -1,29 +1,55 @@
 //! Certificates for tests: an authority, a server, and clients of every kind.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use millstream::Identity;
 use rcgen::string::Ia5String;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType,
-    ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams,
-    SanType, SerialNumber, date_time_ymd,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer,
+    DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair,
+    KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber, date_time_ymd,
 };
+use rustls::pki_types::UnixTime;
 
-/// The serial number of the one certificate that the authority has revoked.
+/// The serial number of the one certificate that is on every list of the authority's.
 const REVOKED: u64 = 666;
+
+/// The object identifier of common names.
+const COMMON_NAME: [u64; 4] = [2, 5, 4, 3];
+
+/// What a certificate says that it is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Clients.
+    Client,
+    /// Signed code.
+    Code,
+    /// Nothing: there is no such extension.
+    Unsaid,
+}
 
 /// What a client's certificate says.
 #[derive(Clone, Debug)]
 pub struct Subject {
     /// SAN URIs.
     pub uris: Vec<String>,
-    /// Whether it may be used by a client.
-    pub client_auth: bool,
+    /// SAN DNS names.
+    pub hosts: Vec<String>,
+    /// SAN e-mail addresses.
+    pub emails: Vec<String>,
+    /// Common names, at most two.
+    pub common_names: Vec<String>,
+    /// What it may be used for.
+    pub purpose: Purpose,
     /// Whether its time is over.
     pub expired: bool,
     /// Whether it is on the authority's list of revoked certificates.
     pub revoked: bool,
+    /// Its serial number, if it is to have a certain one.
+    pub serial: Option<u64>,
+    /// How many seconds it is good for from now on, if not for long.
+    pub seconds: Option<u64>,
 }
 
 impl Subject {
@@ -33,9 +59,14 @@ impl Subject {
         let uris = vec![format!("spiffe://test.local/{tenant}/{name}")];
         Self {
             uris,
-            client_auth: true,
+            hosts: Vec::new(),
+            emails: Vec::new(),
+            common_names: Vec::new(),
+            purpose: Purpose::Client,
             expired: false,
             revoked: false,
+            serial: None,
+            seconds: None,
         }
     }
 }
@@ -70,14 +101,30 @@ impl Pki {
         let (cert, key) = pki.sign(server);
         write(&pki.server_cert(), cert.as_bytes());
         write(&pki.server_key(), key.as_bytes());
-        write(&pki.revocation_list(), pki.revoked().as_bytes());
+        pki.publish(&[]);
         pki
     }
 
-    /// A list with one revoked certificate, as PEM.
-    fn revoked(&self) -> String {
-        let revoked = RevokedCertParams {
-            serial_number: SerialNumber::from(REVOKED),
+    /// Writes a list of revoked certificates, with these numbers and the one that is always on it.
+    pub fn publish(&self, numbers: &[u64]) {
+        let numbers = [&[REVOKED], numbers].concat();
+        replace(&self.revocation_list(), self.revoked(&numbers).as_bytes());
+    }
+
+    /// Gives the server another key and certificate.
+    pub fn renew_server(&self) {
+        let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+        let mut server = CertificateParams::new(names).expect("the names are valid");
+        server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        let (cert, key) = self.sign(server);
+        replace(&self.server_cert(), cert.as_bytes());
+        replace(&self.server_key(), key.as_bytes());
+    }
+
+    /// A list of revoked certificates, as PEM.
+    fn revoked(&self, numbers: &[u64]) -> String {
+        let revoked = |number: &u64| RevokedCertParams {
+            serial_number: SerialNumber::from(*number),
             revocation_time: date_time_ymd(2024, 1, 1),
             reason_code: None,
             invalidity_date: None,
@@ -87,7 +134,7 @@ impl Pki {
             next_update: date_time_ymd(2100, 1, 1),
             crl_number: SerialNumber::from(1),
             issuing_distribution_point: None,
-            revoked_certs: vec![revoked],
+            revoked_certs: numbers.iter().map(revoked).collect(),
             key_identifier_method: KeyIdMethod::Sha256,
         };
         let list = list.signed_by(&self.issuer).expect("a list can be signed");
@@ -126,13 +173,33 @@ impl Pki {
             let uri = Ia5String::try_from(uri.as_str()).expect("a URI is ASCII");
             params.subject_alt_names.push(SanType::URI(uri));
         }
-        if subject.client_auth {
-            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        } else {
-            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::CodeSigning];
+        for host in &subject.hosts {
+            let host = Ia5String::try_from(host.as_str()).expect("a host is ASCII");
+            params.subject_alt_names.push(SanType::DnsName(host));
         }
-        if subject.revoked {
-            params.serial_number = Some(SerialNumber::from(REVOKED));
+        for email in &subject.emails {
+            let email = Ia5String::try_from(email.as_str()).expect("an address is ASCII");
+            params.subject_alt_names.push(SanType::Rfc822Name(email));
+        }
+        params.distinguished_name = DistinguishedName::new();
+        // The library takes one value of each type, and does not know that these are the same.
+        let types = [
+            DnType::CommonName,
+            DnType::CustomDnType(COMMON_NAME.to_vec()),
+        ];
+        for (kind, name) in types.into_iter().zip(&subject.common_names) {
+            params.distinguished_name.push(kind, name.as_str());
+        }
+        params.extended_key_usages = match subject.purpose {
+            Purpose::Client => vec![ExtendedKeyUsagePurpose::ClientAuth],
+            Purpose::Code => vec![ExtendedKeyUsagePurpose::CodeSigning],
+            Purpose::Unsaid => Vec::new(),
+        };
+        let number = subject.serial.or(subject.revoked.then_some(REVOKED));
+        params.serial_number = number.map(SerialNumber::from);
+        if let Some(seconds) = subject.seconds {
+            let now = UnixTime::now().as_secs();
+            params.not_after = date_time_ymd(1970, 1, 1) + Duration::from_secs(now + seconds);
         }
         if subject.expired {
             params.not_before = date_time_ymd(2020, 1, 1);
@@ -158,6 +225,13 @@ impl Pki {
 
 fn issuer_pem(issuer: &CertifiedIssuer<'static, KeyPair>) -> String {
     issuer.as_ref().pem()
+}
+
+/// Writes a file in place of another, in one step.
+fn replace(path: &Path, bytes: &[u8]) {
+    let beside = path.with_extension("new");
+    write(&beside, bytes);
+    std::fs::rename(&beside, path).expect("a file can be renamed within its directory");
 }
 
 /// Writes a file that only its owner can read.

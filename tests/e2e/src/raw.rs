@@ -15,6 +15,7 @@ use millstream_proto::version::Hello;
 use millstream_proto::{ErrorCode, PartitionId, ProducerEpoch, ProducerId, TopicName, WireError};
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream};
+use rustls::pki_types::CertificateDer;
 
 use crate::broker::TestBroker;
 use crate::pki::Subject;
@@ -124,6 +125,17 @@ impl RawConnection {
     pub async fn subscription(&self, open: OpenSubscription) -> Result<RawStream, WireError> {
         let (stream, _) = self.open(&StreamOpen::Subscription(open)).await?;
         Ok(stream)
+    }
+
+    /// The certificate that the broker shows.
+    ///
+    /// # Panics
+    /// When it shows none.
+    #[must_use]
+    pub fn certificate(&self) -> Vec<u8> {
+        let shown = self.connection.peer_identity();
+        let shown = shown.and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
+        shown.expect("the broker shows a certificate")[0].to_vec()
     }
 
     /// Why the connection ended, once it has.

@@ -31,7 +31,11 @@ use millstream_plugin::EngineConfig;
 use millstream_plugin::limits::Limits;
 use millstream_proto::Principal;
 
-use crate::limits::{BACKUP_BYTES_PER_SECOND, DEFAULT_MTU, MAX_CONNECTIONS, TAIL_BYTES};
+use crate::limits::{
+    ADDRESS_HANDSHAKES_PER_SECOND, BACKUP_BYTES_PER_SECOND, DEFAULT_MTU, MAX_CONNECTIONS,
+    TAIL_BYTES,
+};
+use crate::tls::Identity;
 
 /// How the broker is set up. Made by [`Config::load`], [`Config::from_toml`] or [`Config::new`].
 #[derive(Clone, Debug, PartialEq)]
@@ -53,6 +57,27 @@ pub struct Config {
     pub plugins: PluginsConfig,
     /// Where backups go that are asked for while the broker runs; none are made without it.
     pub backup: Option<BackupConfig>,
+    /// Figures for Prometheus; nobody listens for who asks for them without it.
+    pub metrics: Option<MetricsConfig>,
+    /// The file that all this comes from, which is read again with the certificates.
+    pub source: Option<PathBuf>,
+}
+
+/// Figures for Prometheus.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MetricsConfig {
+    /// Where to listen, over TCP; port 0 lets the system choose one. On a loopback address whoever
+    /// is on the machine may read, on any other administrators, with their certificates.
+    pub listen: SocketAddr,
+}
+
+impl MetricsConfig {
+    /// Figures at this address.
+    #[must_use]
+    pub fn new(listen: SocketAddr) -> Self {
+        Self { listen }
+    }
 }
 
 /// Backups that are made while the broker runs.
@@ -75,7 +100,7 @@ impl BackupConfig {
     }
 }
 
-/// The files that prove who is who, all PEM.
+/// What proves who is who: files, all PEM, and the field of certificates that counts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TlsFiles {
@@ -85,8 +110,10 @@ pub struct TlsFiles {
     pub key: PathBuf,
     /// The authorities that vouch for clients.
     pub client_ca: PathBuf,
-    /// Certificate revocation lists of those authorities; read at the start.
+    /// Certificate revocation lists of those authorities.
     pub revocation_lists: Vec<PathBuf>,
+    /// Where in a client's certificate it says who the client is.
+    pub identity: Identity,
 }
 
 impl TlsFiles {
@@ -101,6 +128,7 @@ impl TlsFiles {
             key: key.into(),
             client_ca: client_ca.into(),
             revocation_lists: Vec::new(),
+            identity: Identity::default(),
         }
     }
 }
@@ -112,8 +140,12 @@ pub struct TransportConfig {
     /// Largest UDP payload that path discovery tries, in bytes, 1200 to 6500. Above 1452 only
     /// where every link carries it: loopback, or jumbo frames.
     pub mtu: u16,
-    /// Most open connections; further ones are refused as overloaded.
+    /// Most open connections; further ones are refused as overloaded. Read again with the
+    /// certificates.
     pub max_connections: u32,
+    /// Most handshakes that begin in a second from one address (or one network of IPv6), after
+    /// twice as many at once. Read again with the certificates.
+    pub handshakes_per_address: u32,
 }
 
 impl Default for TransportConfig {
@@ -121,6 +153,7 @@ impl Default for TransportConfig {
         Self {
             mtu: DEFAULT_MTU,
             max_connections: MAX_CONNECTIONS as u32,
+            handshakes_per_address: ADDRESS_HANDSHAKES_PER_SECOND,
         }
     }
 }
@@ -205,6 +238,8 @@ impl Config {
             storage: StorageConfig::default(),
             plugins: PluginsConfig::default(),
             backup: None,
+            metrics: None,
+            source: None,
         }
     }
 
@@ -219,10 +254,47 @@ impl Config {
             source,
         })?;
         let base = file.parent().unwrap_or(Path::new(""));
-        Self::from_toml(&text, base).map_err(|e| ConfigError::InFile {
+        let config = Self::from_toml(&text, base).map_err(|e| ConfigError::InFile {
             file: file.to_owned(),
             source: Box::new(e),
+        })?;
+        Ok(Self {
+            source: Some(file.to_owned()),
+            ..config
         })
+    }
+
+    /// What of another configuration would take effect with the next start only.
+    pub(crate) fn fixed_differences(&self, other: &Self) -> Vec<&'static str> {
+        let Self {
+            listen,
+            data_dir,
+            admins,
+            tls: _,
+            transport,
+            storage,
+            plugins,
+            backup,
+            metrics,
+            source: _,
+        } = other;
+        let TransportConfig {
+            mtu,
+            max_connections: _,
+            handshakes_per_address: _,
+        } = transport;
+        let fixed = [
+            ("listen", *listen != self.listen),
+            ("data_dir", *data_dir != self.data_dir),
+            ("admins", *admins != self.admins),
+            ("transport.mtu", *mtu != self.transport.mtu),
+            ("storage", *storage != self.storage),
+            ("plugins", *plugins != self.plugins),
+            ("backup", *backup != self.backup),
+            ("metrics", *metrics != self.metrics),
+        ];
+        let changed = fixed.into_iter().filter(|(_, changed)| *changed);
+        changed.map(|(name, _)| name).collect()
     }
 
     /// Checks the text of a configuration; relative paths in it are relative to `base`.

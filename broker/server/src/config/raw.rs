@@ -11,13 +11,17 @@ use millstream_plugin::limits::{Limits, MAX_INSTANCES};
 use serde::Deserialize;
 
 use super::{
-    BackupConfig, Config, ConfigError, PluginsConfig, StorageConfig, TlsFiles, TransportConfig,
-    millis,
+    BackupConfig, Config, ConfigError, MetricsConfig, PluginsConfig, StorageConfig, TlsFiles,
+    TransportConfig, millis,
 };
 use crate::backup::Target;
 use crate::limits::{
-    BACKUP_BYTES_PER_SECOND, BACKUP_MIB_PER_S, CACHE_MIB, CONNECTIONS, HOT_MIB, MTU, TAIL_MIB,
+    ADDRESS_HANDSHAKES, BACKUP_BYTES_PER_SECOND, BACKUP_MIB_PER_S, CACHE_MIB, CONNECTIONS, HOT_MIB,
+    MTU, TAIL_MIB,
 };
+use crate::tls::Identity;
+
+mod identity;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -28,12 +32,15 @@ pub(super) struct Raw {
     admins: Vec<String>,
     tls: Tls,
     #[serde(default)]
+    identity: identity::Raw,
+    #[serde(default)]
     transport: Transport,
     #[serde(default)]
     storage: Storage,
     #[serde(default)]
     plugins: Plugins,
     backup: Option<Backup>,
+    metrics: Option<Metrics>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -43,7 +50,30 @@ struct Tls {
     key: PathBuf,
     client_ca: PathBuf,
     #[serde(default)]
-    revocation_lists: Vec<PathBuf>,
+    crl: Files,
+}
+
+/// One file, or several.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "a file's name, or a list of them")]
+enum Files {
+    One(PathBuf),
+    Several(Vec<PathBuf>),
+}
+
+impl Default for Files {
+    fn default() -> Self {
+        Self::Several(Vec::new())
+    }
+}
+
+impl Files {
+    fn all(self) -> Vec<PathBuf> {
+        match self {
+            Self::One(file) => vec![file],
+            Self::Several(files) => files,
+        }
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -51,6 +81,7 @@ struct Tls {
 struct Transport {
     mtu: Option<u64>,
     max_connections: Option<u64>,
+    handshakes_per_address: Option<u64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -78,6 +109,12 @@ struct Backup {
     mib_per_s: Option<u64>,
 }
 
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Metrics {
+    listen: String,
+}
+
 /// The address of a broker whose configuration names none.
 const DEFAULT_LISTEN: &str = "127.0.0.1:7440";
 
@@ -88,10 +125,12 @@ impl Raw {
             data_dir,
             admins,
             tls,
+            identity,
             transport,
             storage,
             plugins,
             backup,
+            metrics,
         } = self;
         let listen = listen.unwrap_or_else(|| DEFAULT_LISTEN.to_owned());
         let listen = listen.parse().map_err(|_| {
@@ -113,22 +152,24 @@ impl Raw {
             listen,
             data_dir: base.join(data_dir),
             admins: admins.collect::<Result<_, _>>()?,
-            tls: tls.check(base)?,
+            tls: tls.check(base, identity.check()?)?,
             transport: transport.check()?,
             storage: storage.check()?,
             plugins: plugins.check()?,
             backup: backup.map(|backup| backup.check(base)).transpose()?,
+            metrics: metrics.map(Metrics::check).transpose()?,
+            source: None,
         })
     }
 }
 
 impl Tls {
-    fn check(self, base: &Path) -> Result<TlsFiles, ConfigError> {
+    fn check(self, base: &Path, identity: Identity) -> Result<TlsFiles, ConfigError> {
         let Self {
             cert,
             key,
             client_ca,
-            revocation_lists,
+            crl,
         } = self;
         let path = |name, path: PathBuf| {
             if path.as_os_str().is_empty() {
@@ -136,14 +177,13 @@ impl Tls {
             }
             Ok(base.join(path))
         };
-        let lists = revocation_lists
-            .into_iter()
-            .map(|list| path("tls.revocation_lists", list));
+        let lists = crl.all().into_iter().map(|list| path("tls.crl", list));
         Ok(TlsFiles {
             cert: path("tls.cert", cert)?,
             key: path("tls.key", key)?,
             client_ca: path("tls.client_ca", client_ca)?,
             revocation_lists: lists.collect::<Result<_, _>>()?,
+            identity,
         })
     }
 }
@@ -153,6 +193,7 @@ impl Transport {
         let Self {
             mtu,
             max_connections,
+            handshakes_per_address,
         } = self;
         let default = TransportConfig::default();
         Ok(TransportConfig {
@@ -162,6 +203,12 @@ impl Transport {
                 max_connections,
                 CONNECTIONS,
                 default.max_connections,
+            )?,
+            handshakes_per_address: number(
+                "transport.handshakes_per_address",
+                handshakes_per_address,
+                ADDRESS_HANDSHAKES,
+                default.handshakes_per_address,
             )?,
         })
     }
@@ -260,6 +307,17 @@ impl Backup {
             target,
             bytes_per_second: mib << 20,
         })
+    }
+}
+
+impl Metrics {
+    fn check(self) -> Result<MetricsConfig, ConfigError> {
+        let Self { listen } = self;
+        let listen = listen.parse().map_err(|_| {
+            let expected = "it must be an IP address and a port, as 127.0.0.1:9464";
+            value("metrics.listen", &listen, expected)
+        })?;
+        Ok(MetricsConfig { listen })
     }
 }
 

@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used, reason = "a panic is a test's way to fail")]
 
 use super::*;
+use crate::tls::NamedField;
 
 const LEAST: &str = r#"
     data_dir = "data"
@@ -41,10 +42,11 @@ fn every_key_reaches_its_place() {
         cert = "c"
         key = "k"
         client_ca = "a"
-        revocation_lists = ["r"]
+        crl = ["r", "/s"]
         [transport]
         mtu = 6500
         max_connections = 7
+        handshakes_per_address = 8
         [storage]
         cache_mib = 9
         hot_mib = 200
@@ -58,17 +60,25 @@ fn every_key_reaches_its_place() {
         [backup]
         target = "s3://b/c"
         mib_per_s = 15
+        [metrics]
+        listen = "127.0.0.1:9464"
         "#,
     )
     .unwrap();
     assert_eq!(config.listen, "[::1]:1".parse().unwrap());
     assert_eq!(config.admins, ["spiffe://d/ops/root".parse().unwrap()]);
-    assert_eq!(config.tls.revocation_lists, [PathBuf::from("/etc/m/r")]);
+    let lists = [PathBuf::from("/etc/m/r"), PathBuf::from("/s")];
+    assert_eq!(config.tls.revocation_lists, lists);
+    let one = read(&format!("{LEAST}\ncrl = \"r\"")).unwrap();
+    assert_eq!(one.tls.revocation_lists, lists[..1]);
+    refused("crl = 3", "a file's name, or a list of them");
+    refused("crl = \"\"", "tls.crl");
     assert_eq!(
         config.transport,
         TransportConfig {
             mtu: 6500,
-            max_connections: 7
+            max_connections: 7,
+            handshakes_per_address: 8
         }
     );
     assert_eq!(
@@ -92,6 +102,17 @@ fn every_key_reaches_its_place() {
         bytes_per_second: 15 << 20,
     };
     assert_eq!(config.backup, Some(backup));
+    let metrics = MetricsConfig::new("127.0.0.1:9464".parse().unwrap());
+    assert_eq!(config.metrics, Some(metrics));
+}
+
+#[test]
+fn metrics_are_off_unless_there_is_an_address_for_them() {
+    assert_eq!(read(LEAST).unwrap().metrics, None);
+    refused("[metrics]", "listen");
+    refused("[metrics]\nlisten = \"localhost:9464\"", "metrics.listen");
+    refused("[metrics]\nlisten = \"127.0.0.1\"", "127.0.0.1:9464");
+    refused("[metrics]\nlisten = \"[::1]:1\"\nport = 2", "port");
 }
 
 #[test]
@@ -109,6 +130,41 @@ fn backups_go_to_a_directory_beside_the_file_or_to_a_known_kind_of_place() {
 }
 
 #[test]
+fn one_field_says_who_a_client_is() {
+    let of = |text: &str| read(&format!("{LEAST}\n[identity]\n{text}")).map(|c| c.tls.identity);
+    assert_eq!(of("").unwrap(), Identity::default());
+    let uri = Identity::Uri {
+        trust_domain: Some("example.org".into()),
+    };
+    assert_eq!(of("trust_domain = \"example.org\"").unwrap(), uri);
+    let text = "field = \"uri\"\ntrust_domain = \"example.org\"";
+    assert_eq!(of(text).unwrap(), uri);
+    for (field, named) in [
+        ("dns", NamedField::Dns),
+        ("email", NamedField::Email),
+        ("cn", NamedField::CommonName),
+    ] {
+        let text = format!("field = \"{field}\"\nsuffix = \"c.d\"\ntrust_domain = \"d\"");
+        let expected = Identity::Named {
+            field: named,
+            suffix: "c.d".into(),
+            trust_domain: "d".into(),
+        };
+        assert_eq!(of(&text).unwrap(), expected);
+        for part in ["suffix", "trust_domain"] {
+            let text = text.replace(part, "#");
+            refused(&format!("[identity]\n{text}"), &format!("identity.{part}"));
+        }
+    }
+    refused("[identity]\nfield = \"any\"", "any");
+    refused("[identity]\nsuffix = \"d\"", "identity.suffix");
+    for bad in ["", "a/b", "A", "d."] {
+        let text = format!("[identity]\ntrust_domain = \"{bad}\"");
+        refused(&text, "identity.trust_domain");
+    }
+}
+
+#[test]
 fn an_unknown_key_is_refused_by_name() {
     refused("[transport]\nmut = 1452", "mut");
     refused("[quota]", "quota");
@@ -123,6 +179,10 @@ fn a_value_out_of_range_is_refused_with_its_key_and_range() {
     refused(
         "[transport]\nmax_connections = 0",
         "transport.max_connections",
+    );
+    refused(
+        "[transport]\nhandshakes_per_address = 0",
+        "transport.handshakes_per_address",
     );
     refused("[storage]\ntail_mib = 0", "storage.tail_mib");
     refused("[storage]\nhot_mib = 127", "storage.hot_mib");
@@ -164,8 +224,21 @@ fn a_file_is_named_in_its_errors() {
         "{e}"
     );
     std::fs::write(&file, LEAST).unwrap();
+    let config = Config::load(&file).unwrap();
+    assert_eq!(config.data_dir, dir.path().join("data"));
+    assert_eq!(config.source, Some(file));
+}
+
+#[test]
+fn what_cannot_change_while_the_broker_runs_is_named() {
+    let old = read(LEAST).unwrap();
+    let same = "[identity]\ntrust_domain = \"d\"\n[transport]\nmax_connections = 3";
+    let new = read(&format!("{LEAST}\n{same}")).unwrap();
+    assert_eq!(old.fixed_differences(&new), Vec::<&str>::new());
+    let fixed = "[transport]\nmtu = 1300\n[storage]\ntail_mib = 7";
+    let new = read(&format!("admins = [\"spiffe://d/t/n\"]\n{LEAST}\n{fixed}")).unwrap();
     assert_eq!(
-        Config::load(&file).unwrap().data_dir,
-        dir.path().join("data")
+        old.fixed_differences(&new),
+        ["admins", "transport.mtu", "storage"]
     );
 }

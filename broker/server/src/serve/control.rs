@@ -127,6 +127,7 @@ fn at_once(peer: &Peer, request: Request) -> Result<Result<Response, WireError>,
         } => acl::check(peer, &principal, operation, resource, &name),
         Request::Status => status::answer(peer),
         Request::Storage => status::storage(peer),
+        Request::Door => status::door(peer),
         Request::Check(action) => check::answer(peer, action),
         Request::StartBackup => job::start(peer),
         Request::ShowBackup => job::state(peer),
@@ -169,6 +170,7 @@ async fn later(peer: Peer, request: Request) -> Result<Response, WireError> {
         | Request::CheckAccess { .. }
         | Request::Status
         | Request::Storage
+        | Request::Door
         | Request::Check(_)
         | Request::StartBackup
         | Request::ShowBackup => {

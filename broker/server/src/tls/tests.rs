@@ -1,11 +1,9 @@
 #![allow(clippy::unwrap_used, reason = "a panic is a test's way to fail")]
 
 use std::fs;
+use std::path::{Path, PathBuf};
 
-use proptest::prelude::*;
-use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, KeyUsagePurpose, SanType,
-};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, KeyUsagePurpose};
 
 use super::*;
 
@@ -111,50 +109,4 @@ fn a_key_of_another_certificate_is_refused() {
         ..one.files
     });
     assert!(e.contains("cannot be used together"), "{e}");
-}
-
-/// A self-signed certificate with these SAN URIs.
-fn certificate(uris: &[&str]) -> CertificateDer<'static> {
-    let mut params = CertificateParams::new(vec!["client".into()]).unwrap();
-    let uris = uris
-        .iter()
-        .map(|uri| SanType::URI((*uri).try_into().unwrap()));
-    params.subject_alt_names.extend(uris);
-    params
-        .self_signed(&KeyPair::generate().unwrap())
-        .unwrap()
-        .der()
-        .clone()
-}
-
-#[test]
-fn the_principal_is_the_one_spiffe_uri() {
-    let of = |uris: &[&str]| principal(&[certificate(uris)]);
-    let who = of(&["spiffe://millstream.local/acme/ingest"]).unwrap();
-    assert_eq!(who.as_str(), "spiffe://millstream.local/acme/ingest");
-    assert_eq!(of(&[]), Err(NoIdentity::NotOneUri { found: 0 }));
-    let two = ["spiffe://d/acme/a", "spiffe://d/acme/b"];
-    assert_eq!(of(&two), Err(NoIdentity::NotOneUri { found: 2 }));
-    assert!(matches!(
-        of(&["https://d/acme/a"]),
-        Err(NoIdentity::NotPrincipal(_))
-    ));
-    assert!(matches!(
-        of(&["spiffe://d/acme"]),
-        Err(NoIdentity::NotPrincipal(_))
-    ));
-    assert_eq!(principal(&[]), Err(NoIdentity::NoCertificate));
-    let wire = WireError::from(of(&[]).unwrap_err());
-    assert_eq!(wire.code, ErrorCode::NoIdentity);
-}
-
-proptest! {
-    #[test]
-    fn no_bytes_make_it_panic(bytes: Vec<u8>, cut in 0usize..400, flip: u8) {
-        let _ = principal(&[CertificateDer::from(bytes)]);
-        let mut good = certificate(&["spiffe://d/acme/a"]).to_vec();
-        let at = cut % good.len();
-        good[at] ^= flip;
-        let _ = principal(&[CertificateDer::from(good)]);
-    }
 }

@@ -229,6 +229,7 @@ impl ConnectError {
             48 | 51 => Self::UnknownAuthority { addr },
             45 => Self::CertificateExpired { addr },
             44 => Self::CertificateRevoked { addr },
+            46 if let Some(said) = said(&why) => Self::Refused(said),
             42 | 43 | 46 => Self::BadCertificate { addr },
             120 => Self::NoCommonProtocol { addr },
             _ => Self::Tls {
@@ -253,6 +254,15 @@ impl ConnectError {
             _ => Self::Tls { addr, why },
         }
     }
+}
+
+/// What the broker itself says of a certificate, in words that its TLS library has wrapped. No
+/// alert says that a certificate names nobody.
+fn said(why: &str) -> Option<WireError> {
+    let code = ErrorCode::NoIdentity;
+    let (_, text) = why.split_once(&format!("[{code}] "))?;
+    let text = text.strip_suffix("))").unwrap_or(text);
+    Some(WireError::new(code, text))
 }
 
 /// The TLS alert inside a QUIC error code, if it is one.
@@ -288,6 +298,17 @@ mod tests {
         for alert in alerts {
             assert_eq!(closed_by_peer(alert).class(), ErrorClass::Fix, "{alert}");
         }
+    }
+
+    #[test]
+    fn what_the_broker_says_of_an_identity_is_its_own_error() {
+        let words = "it has 2 URIs (of the form a(b))";
+        let wrapped =
+            format!("invalid peer certificate: Other(OtherError([NoIdentity (200)] {words}))");
+        let expected = WireError::new(ErrorCode::NoIdentity, words);
+        let error = |why: &str| ConnectError::from_peer_alert(46, ADDR.into(), why.into());
+        assert_eq!(error(&wrapped), ConnectError::Refused(expected));
+        assert!(matches!(error(""), ConnectError::BadCertificate { .. }));
     }
 
     #[test]

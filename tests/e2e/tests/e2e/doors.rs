@@ -9,7 +9,8 @@ use millstream::{
     Client, ConnectError, ErrorCode, Identity, Record, RequestError, StartAt, TopicConfig,
 };
 use millstream_e2e::{
-    Pki, RawConnection, Subject, TestBroker, allow, partitions, produce, topic, upload, using,
+    Pki, Purpose, RawConnection, Subject, TestBroker, allow, partitions, produce, topic, upload,
+    using,
 };
 use millstream_guests::FILTER_FIELD;
 use millstream_proto::acl::{Effect, Operation, ResourceKind};
@@ -82,12 +83,10 @@ async fn every_wrong_certificate_has_an_error_of_its_own() {
         matches!(e, ConnectError::CertificateRevoked { .. }),
         "{e:?}"
     );
-    let wrong_use = Subject {
-        client_auth: false,
-        ..app()
-    };
-    let e = hear(of(wrong_use).await);
-    assert!(matches!(e, ConnectError::BadCertificate { .. }), "{e:?}");
+    for purpose in [Purpose::Code, Purpose::Unsaid] {
+        let e = of(Subject { purpose, ..app() }).await;
+        assert!(matches!(e, ConnectError::BadCertificate { .. }), "{e:?}");
+    }
 
     let two = [app().uris, Subject::of("acme", "other").uris].concat();
     let strange = vec!["https://test.local/acme/app".to_owned()];

@@ -1,10 +1,12 @@
 //! Handshakes in memory: who gets in, and why the others do not.
 
+use millstream_proto::Principal;
+use rcgen::SanType;
 use rcgen::{
     CertificateRevocationListParams, ExtendedKeyUsagePurpose, KeyIdMethod, RevocationReason,
     RevokedCertParams, SerialNumber, date_time_ymd,
 };
-use rustls::pki_types::{PrivatePkcs8KeyDer, ServerName};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use rustls::{CertificateError, ClientConfig, ClientConnection, Error, ServerConnection};
 
 use super::*;
@@ -69,7 +71,10 @@ fn handshake(dir: &Dir, client: ClientConfig) -> Result<Principal, Error> {
     assert!(!server.is_handshaking() && server.alpn_protocol() == Some(ALPN));
     let suite = server.negotiated_cipher_suite().unwrap().suite();
     assert_eq!(suite, CipherSuite::TLS13_AES_128_GCM_SHA256);
-    Ok(principal(server.peer_certificates().unwrap()).unwrap())
+    let identity = &dir.files.identity;
+    Ok(identity
+        .principal(server.peer_certificates().unwrap())
+        .unwrap())
 }
 
 /// What the server objects to in this certificate.
@@ -114,13 +119,43 @@ fn certificates_of_others_expired_ones_and_those_of_servers_do_not_count() {
         objection(&dir, expired),
         CertificateError::ExpiredContext { .. }
     ));
-    let of_server = issued(&dir, |params| {
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-    });
-    assert!(matches!(
-        objection(&dir, of_server),
-        CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. }
-    ));
+    let of_server = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    for uses in [of_server, vec![ExtendedKeyUsagePurpose::Any], Vec::new()] {
+        let shown = issued(&dir, |params| params.extended_key_usages = uses.clone());
+        let e = objection(&dir, shown);
+        assert!(
+            matches!(
+                e,
+                CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. }
+            ),
+            "{uses:?}: {e}"
+        );
+    }
+}
+
+#[test]
+fn who_a_client_is_decides_within_the_handshake() {
+    let mut dir = good();
+    let uri = |text: &str| SanType::URI(text.try_into().unwrap());
+    let nobody = issued(&dir, |params| params.subject_alt_names = Vec::new());
+    let e = objection(&dir, nobody).to_string();
+    assert!(
+        e.contains("[NoIdentity (200)] ") && e.contains("has 0"),
+        "{e}"
+    );
+    let two = vec![uri("spiffe://d/acme/a"), uri("spiffe://d/acme/b")];
+    let two = issued(&dir, |params| params.subject_alt_names = two);
+    let e = objection(&dir, two).to_string();
+    assert!(e.contains("has 2 SAN URIs"), "{e}");
+    dir.files.identity = Identity::Uri {
+        trust_domain: Some("other".into()),
+    };
+    let shown = issued(&dir, |_| ());
+    let e = objection(&dir, shown).to_string();
+    assert!(e.contains("spiffe://other/"), "{e}");
+    let other = vec![uri("spiffe://other/acme/a")];
+    let other = issued(&dir, |params| params.subject_alt_names = other);
+    assert!(handshake(&dir, client(&dir, other, ALPN)).is_ok());
 }
 
 #[test]
