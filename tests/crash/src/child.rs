@@ -17,6 +17,27 @@ const BLOCK: u64 = 512;
 /// on a full disk; sets the limit; becomes the broker.
 const LIMITED: &str = "trap '' XFSZ && ulimit -f \"$1\" && shift && exec \"$@\"";
 
+/// How a broker stores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Storage {
+    /// As brokers do.
+    Usual,
+    /// With a hot file so small that records are always being sealed.
+    Small,
+    /// So too, and the disk of the segments is full when the test says so: see [`crate::full`].
+    SmallAndFull,
+}
+
+impl Storage {
+    fn argument(self) -> Option<&'static str> {
+        match self {
+            Self::Usual => None,
+            Self::Small => Some("small"),
+            Self::SmallAndFull => Some("full"),
+        }
+    }
+}
+
 /// Where a broker keeps what, and what it may not.
 #[derive(Clone, Debug)]
 pub struct Place {
@@ -26,6 +47,8 @@ pub struct Place {
     pub pki: PathBuf,
     /// The store.
     pub data: PathBuf,
+    /// How it stores.
+    pub storage: Storage,
     /// The log of all its lives.
     pub log: PathBuf,
     /// Most bytes of a file that it may write, if there is a limit.
@@ -69,6 +92,7 @@ impl Broker {
         };
         let spawned = command
             .args(&args[1..])
+            .args(place.storage.argument())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(log)

@@ -1,5 +1,9 @@
 //! The drill: load on a broker that is killed over and over, and the reckoning.
 
+mod sealing;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use millstream::proto::pipeline::{PipelineSpec, PipelineState};
@@ -12,10 +16,13 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use crate::child::Storage;
 use crate::history::{self, Item, Log, Promise, Source, Tally};
 use crate::load::{Count, Ledger, Load, Reading, open_tail, produce, read_in_pieces, tail};
 use crate::quake;
 use crate::rig::{Rig, make_topic, read_all, topic, upload};
+pub use sealing::Sealed;
+use sealing::{Event, Moment, QUICK_ENDS, Sealing};
 
 /// Producers that go on over all crashes.
 const PRODUCERS: u32 = 3;
@@ -54,6 +61,9 @@ pub struct Drill {
     pub pipeline: bool,
     /// Whether the topics are read while they grow.
     pub readers: bool,
+    /// Whether records are always being sealed, removed and backed up, and the broker ends in the
+    /// middle of that.
+    pub sealing: bool,
 }
 
 /// How a broker ends.
@@ -74,6 +84,8 @@ pub struct Outcome {
     pub records: Tally,
     /// The pipeline's records, over both outputs.
     pub derived: Option<Tally>,
+    /// What came of sealing, if there was some.
+    pub sealed: Option<Sealed>,
 }
 
 /// What happens next to the broker.
@@ -85,6 +97,8 @@ enum Blow {
     Alerts(u64),
     /// Its end as soon as it serves.
     AtOnce,
+    /// Its end in the middle of sealing.
+    Sealing(Moment),
 }
 
 /// Everything that goes on while the broker dies.
@@ -101,6 +115,7 @@ struct Stage {
     read: Reading,
     read_in_pieces: Reading,
     read_alerts: Reading,
+    sealing: Option<Sealing>,
 }
 
 type Reader = JoinHandle<Result<(), ConsumeError>>;
@@ -113,7 +128,7 @@ pub async fn run(program: &str, drill: Drill) -> Outcome {
     let mut rng = ChaCha8Rng::seed_from_u64(drill.seed);
     let mut stage = Stage::set(program, drill).await;
     let (end, stop) = watch::channel(false);
-    let producers: Vec<JoinHandle<Result<(), ProduceError>>> = (0..PRODUCERS)
+    let mut producers: Vec<JoinHandle<Result<(), ProduceError>>> = (0..PRODUCERS)
         .map(|source| {
             let acks = stage.acks.clone();
             let load = stage.load(source, PRODUCER_RECORDS, acks, stop.clone());
@@ -121,6 +136,12 @@ pub async fn run(program: &str, drill: Drill) -> Outcome {
         })
         .collect();
     let readers = stage.open_readers().await;
+    let mut backups = None;
+    if let Some(sealing) = &mut stage.sealing {
+        let (heavy, backing_up) = sealing.begin(&stage.client, &stop);
+        producers.extend(heavy);
+        backups = Some(backing_up);
+    }
     for cycle in 0..drill.cycles {
         stage.cycle(&mut rng, cycle as u32, &stop).await;
     }
@@ -136,7 +157,14 @@ pub async fn run(program: &str, drill: Drill) -> Outcome {
         assert!(!reader.is_finished(), "readers outlive every crash");
         reader.abort();
     }
-    outcome
+    if let Some(backups) = backups {
+        assert!(!backups.is_finished(), "backups are made after every crash");
+        backups.abort();
+    }
+    Outcome {
+        sealed: stage.reckon_sealing().await,
+        ..outcome
+    }
 }
 
 impl Drill {
@@ -150,6 +178,7 @@ impl Drill {
 
     fn blow(&self, rng: &mut ChaCha8Rng) -> Blow {
         match rng.random_range(0..8) {
+            _ if self.sealing => Blow::Sealing(Moment::draw(rng)),
             0 => Blow::AtOnce,
             1..=3 if self.pipeline && self.readers => {
                 Blow::Alerts(rng.random_range(1..=ALERTS_APART))
@@ -172,9 +201,14 @@ fn pipeline_name() -> PipelineName {
 
 impl Stage {
     async fn set(program: &str, drill: Drill) -> Self {
-        let rig = Rig::start(program, None).await;
+        let storage = if drill.sealing {
+            Storage::Small
+        } else {
+            Storage::Usual
+        };
+        let rig = Rig::start(program, storage, None).await;
         let client = rig.client().await;
-        let stage = Self {
+        let mut stage = Self {
             drill,
             rig,
             client,
@@ -186,6 +220,7 @@ impl Stage {
             read: Reading::default(),
             read_in_pieces: Reading::default(),
             read_alerts: Reading::default(),
+            sealing: None,
         };
         let Drill {
             durability,
@@ -193,6 +228,10 @@ impl Stage {
             pipeline,
             ..
         } = drill;
+        if drill.sealing {
+            let sealing = Sealing::set(&stage.client, stage.rig.data()).await;
+            stage.sealing = Some(sealing);
+        }
         let client = &stage.client;
         let config = |partitions| TopicConfig {
             partitions,
@@ -238,6 +277,7 @@ impl Stage {
         Load {
             topic: self.input.clone(),
             source,
+            item: quake::quake,
             most,
             home: self.drill.home(),
             ledger,
@@ -288,6 +328,14 @@ impl Stage {
                 let count = &self.read_alerts.count;
                 self.patiently(&what, count.reach(count.get() + n)).await;
             }
+            Blow::Sealing(moment) => {
+                for _ in 0..QUICK_ENDS {
+                    self.kill_at(Moment::draw(rng), &what).await;
+                    self.inspect(rng).await;
+                    self.rig.revive().await;
+                }
+                self.kill_at(moment, &what).await;
+            }
         }
         match self.drill.end {
             End::Killed => self.rig.kill(),
@@ -299,7 +347,28 @@ impl Stage {
         if self.drill.end == End::Killed && rng.random_bool(0.25) {
             self.rig.kill_at_birth();
         }
+        self.inspect(rng).await;
         self.rig.revive().await;
+        self.reckon_so_far().await;
+    }
+
+    /// Kills the broker at a moment of sealing.
+    async fn kill_at(&mut self, moment: Moment, what: &str) {
+        let late = Arc::<AtomicBool>::default();
+        let Some(sealing) = &self.sealing else {
+            return;
+        };
+        if moment.event == Event::Opening {
+            self.rig.kill();
+            self.rig.be_born();
+        }
+        let is_time = sealing.watch(moment, Arc::clone(&late));
+        let killed = timeout(PATIENCE, self.rig.kill_when(is_time)).await;
+        if killed.is_err() {
+            // Or the thread that watches would go on.
+            late.store(true, Ordering::Relaxed);
+            self.fail(&format!("waited {PATIENCE:?} for {what}"));
+        }
     }
 
     /// Waits for `what`, but not for ever.
@@ -346,6 +415,7 @@ impl Stage {
             ends: self.rig.ends(),
             records,
             derived,
+            sealed: None,
         }
     }
 
@@ -356,6 +426,17 @@ impl Stage {
     }
 
     async fn reckon_pipeline(&self, input: &Log) -> Tally {
+        let (tally, alerts) = self.fold(input).await;
+        if self.drill.readers {
+            self.same_reading("the reader of the alerts", &self.read_alerts, &alerts)
+                .await;
+        }
+        tally
+    }
+
+    /// Compares what the pipeline has made of `input`, which is all there is, with what it should
+    /// have made. Returns its alerts, too.
+    async fn fold(&self, input: &Log) -> (Tally, Log) {
         self.patiently("the pipeline", self.pipeline_catches_up(input))
             .await;
         let kept = |item: &Item| quake::passes(item).then(|| item.clone());
@@ -364,18 +445,15 @@ impl Stage {
         let expected = history::derived(input, ALERT_PARTITIONS, alert);
         let checked = history::check(&expected, &alerts, Promise::Durable);
         let tally = self.must("the pipeline's alerts", checked);
-        if self.drill.readers {
-            self.same_reading("the reader of the alerts", &self.read_alerts, &alerts)
-                .await;
-        }
         let log = read_all(&self.client, &self.log).await;
         let expected = history::derived(input, LOG_PARTITIONS, kept);
         let also = history::check(&expected, &log, Promise::Durable);
         let also = self.must("the pipeline's log", also);
-        Tally {
+        let both = Tally {
             acked: tally.acked + also.acked,
             ..tally
-        }
+        };
+        (both, alerts)
     }
 
     async fn pipeline_catches_up(&self, input: &Log) {

@@ -7,7 +7,7 @@
 //! [`derived`] makes the second one of the first. [`check_reading`] compares with a log what a
 //! consumer saw that had to connect anew in between.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 
 use bytes::Bytes;
@@ -124,6 +124,8 @@ pub struct Tally {
     pub doubt_gone: usize,
     /// Acknowledged records that are gone; without a violation only where the promise allows it.
     pub lost: usize,
+    /// Acknowledged records that retention has removed.
+    pub removed: usize,
 }
 
 /// A partition and an offset.
@@ -152,7 +154,7 @@ pub enum Violation {
         /// The record.
         item: Item,
     },
-    /// The offsets of a partition are not 0, 1, 2, ...
+    /// The offsets of a partition do not follow one another from where its log starts.
     #[error("partition {partition} goes on with offset {found} where {expected} should come")]
     Gap {
         /// The partition.
@@ -310,7 +312,24 @@ pub fn derived(input: &Log, partitions: u32, make: impl Fn(&Item) -> Option<Item
 /// # Errors
 /// What does not hold, at most [`MAX_VIOLATIONS`] of it.
 pub fn check(sources: &[Source], log: &Log, promise: Promise) -> Result<Tally, Vec<Violation>> {
-    let mut checker = Checker::new(sources);
+    check_retained(sources, log, &[], promise)
+}
+
+/// As [`check`], of a topic from which retention has removed what lies before `starts`, the offset
+/// at which each partition's log starts; 0 where it says nothing.
+///
+/// Of a removed record it is known that it was removed if its source was told its offset. If not,
+/// it counts as removed as long as nothing earlier of its source is there.
+///
+/// # Errors
+/// As [`check`].
+pub fn check_retained(
+    sources: &[Source],
+    log: &Log,
+    starts: &[u64],
+    promise: Promise,
+) -> Result<Tally, Vec<Violation>> {
+    let mut checker = Checker::new(sources, starts);
     for (partition, entries) in (0..).zip(&log.partitions) {
         checker.partition(partition, entries);
     }
@@ -326,6 +345,7 @@ pub fn check(sources: &[Source], log: &Log, promise: Promise) -> Result<Tally, V
 
 struct Checker<'a> {
     sources: &'a [Source],
+    starts: &'a [u64],
     known: HashMap<&'a Item, (usize, usize)>,
     /// By source and record, where it was found.
     found: Vec<Vec<Option<Place>>>,
@@ -333,7 +353,7 @@ struct Checker<'a> {
 }
 
 impl<'a> Checker<'a> {
-    fn new(sources: &'a [Source]) -> Self {
+    fn new(sources: &'a [Source], starts: &'a [u64]) -> Self {
         let mut known = HashMap::new();
         let mut violations = Vec::new();
         for (s, source) in sources.iter().enumerate() {
@@ -347,15 +367,24 @@ impl<'a> Checker<'a> {
         let found = sources.iter().map(|s| vec![None; s.puts.len()]).collect();
         Self {
             sources,
+            starts,
             known,
             found,
             violations,
         }
     }
 
+    /// Where a partition's log starts.
+    fn start(&self, partition: u32) -> u64 {
+        self.starts
+            .get(partition as usize)
+            .copied()
+            .unwrap_or_default()
+    }
+
     /// Everything that is there, is there by right.
     fn partition(&mut self, partition: u32, entries: &[Entry]) {
-        let mut expected = 0;
+        let mut expected = self.start(partition);
         // By source, its newest record so far.
         let mut newest = vec![None; self.sources.len()];
         for Entry { offset, item } in entries {
@@ -433,23 +462,41 @@ impl<'a> Checker<'a> {
         self.violations.push(violation);
     }
 
+    /// Whether a record that is not there was removed by retention.
+    fn is_removed(&self, home: u32, offset: Option<u64>, begun: &BTreeSet<u32>) -> bool {
+        let start = self.start(home);
+        match offset {
+            Some(told) => told < start,
+            None => start > 0 && !begun.contains(&home),
+        }
+    }
+
     /// Everything that should be there, is there.
     fn missing(&mut self, promise: Promise) -> Tally {
         let mut tally = Tally::default();
         for (source, found) in self.sources.iter().zip(&self.found) {
             // By partition: lost runs, and whether the last acknowledged record was lost.
             let mut runs: BTreeMap<u32, (usize, bool)> = BTreeMap::new();
+            // Partitions in which something of this source was found.
+            let mut begun = BTreeSet::new();
             for (number, (put, found)) in source.puts.iter().zip(found).enumerate() {
                 let Some(home) = put.home else {
                     tally.kept_out += 1;
                     continue;
                 };
+                if found.is_some() {
+                    begun.insert(home);
+                }
                 match (put.fate, found) {
                     (Fate::InDoubt, Some(_)) => tally.doubt_there += 1,
                     (Fate::InDoubt, None) => tally.doubt_gone += 1,
                     (Fate::Acked { .. }, Some(_)) => {
                         tally.acked += 1;
                         runs.entry(home).or_default().1 = false;
+                    }
+                    (Fate::Acked { offset }, None) if self.is_removed(home, offset, &begun) => {
+                        tally.acked += 1;
+                        tally.removed += 1;
                     }
                     (Fate::Acked { .. }, None) => {
                         tally.acked += 1;
@@ -495,7 +542,7 @@ pub fn check_reading(seen: &[(u32, Entry)], log: &Log) -> Result<(), Vec<Violati
     }
     let mut violations = Vec::new();
     let partitions = (0..log.partitions.len() as u32).chain(by_partition.keys().copied());
-    let partitions: std::collections::BTreeSet<u32> = partitions.collect();
+    let partitions: BTreeSet<u32> = partitions.collect();
     for partition in partitions {
         let read = |entry: Option<&Entry>| match entry {
             Some(Entry { offset, item }) => Read::Entry(

@@ -5,8 +5,10 @@
 //! Absent: power cuts. What a disk does to writes that were not synced is tested beside the
 //! store, where its writes can be held back one by one.
 
+pub mod backups;
 pub mod child;
 pub mod drill;
+pub mod full;
 pub mod history;
 pub mod load;
 pub mod quake;

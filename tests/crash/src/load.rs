@@ -11,7 +11,6 @@ use millstream::{
 use tokio::sync::watch;
 
 use crate::history::{Entry, Fate, Item, Put, Source};
-use crate::quake::quake;
 use crate::rig::entry;
 
 /// Size of a producer's batches: small, so that there are many.
@@ -96,8 +95,10 @@ impl Ledger {
 pub struct Load {
     /// Where to.
     pub topic: TopicName,
-    /// Which source it is; decides its records.
+    /// Which source it is.
     pub source: u32,
+    /// Its records, by source and number.
+    pub item: fn(u32, u64) -> Item,
     /// Most records it sends.
     pub most: u64,
     /// Where a record belongs; `None` if plugins keep it out.
@@ -126,7 +127,7 @@ pub async fn produce(client: Client, load: Load) -> Result<(), ProduceError> {
         if *load.stop.borrow() {
             break;
         }
-        let item = quake(load.source, number);
+        let item = (load.item)(load.source, number);
         load.ledger.put(item.clone(), (load.home)(&item));
         let key = item.key.as_deref().unwrap_or_default();
         let record = Record::value(item.value.as_deref().unwrap_or_default()).key(key);

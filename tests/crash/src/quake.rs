@@ -23,6 +23,8 @@ const LEAST: &str = "1.5";
 const ALERT: &str = "4.5";
 /// Longest filler, so that records and batches differ in size.
 const FILLER: usize = 300;
+/// What makes a record heavy.
+const HEAVY_FILLER: usize = 3_000;
 
 /// SplitMix64 (Steele, Lea and Flood, 2014): well mixed bits of a number.
 fn mix(number: u64) -> u64 {
@@ -49,6 +51,17 @@ pub fn quake(source: u32, number: u64) -> Item {
         key: Some(key.into()),
         value: Some(value.into()),
     }
+}
+
+/// Record `number` of source `source`, as [`quake`]; much longer than those.
+#[must_use]
+pub fn heavy_quake(source: u32, number: u64) -> Item {
+    let mut item = quake(source, number);
+    let filler = "~".repeat(HEAVY_FILLER + number as usize % FILLER);
+    item.value = item
+        .value
+        .map(|value| [&value, filler.as_bytes()].concat().into());
+    item
 }
 
 fn value(item: &Item) -> &[u8] {

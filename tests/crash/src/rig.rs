@@ -1,19 +1,19 @@
 //! A place for a broker that dies and comes back, and clients for it.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
 use millstream::{
-    Backoff, Client, ClientConfig, Identity, PartitionId, PluginName, StartAt, TopicConfig,
-    TopicName, TransportSettings,
+    Backoff, Client, ClientConfig, ConsumeError, Identity, PartitionId, PluginName, StartAt,
+    TopicConfig, TopicName, TransportSettings,
 };
 use millstream_e2e::{Pki, Subject};
 use millstream_guests::Guest;
 use tempfile::TempDir;
 
-use crate::child::{Broker, Place, log_tail};
+use crate::child::{Broker, Place, Storage, log_tail};
 use crate::history::{Entry, Item, Log};
 
 /// Who may do everything; every client here is this one.
@@ -44,7 +44,7 @@ impl Rig {
     ///
     /// # Panics
     /// When it does not serve. So do all others here.
-    pub async fn start(program: &str, file_limit: Option<u64>) -> Self {
+    pub async fn start(program: &str, storage: Storage, file_limit: Option<u64>) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory can be made");
         let pki = Pki::new(dir.path());
         let place = Place {
@@ -52,6 +52,7 @@ impl Rig {
             pki: dir.path().to_owned(),
             data: dir.path().join("data"),
             log: dir.path().join("log"),
+            storage,
             file_limit,
         };
         let (broker, addr) = Broker::start(&place, SocketAddr::from(([127, 0, 0, 1], 0))).await;
@@ -75,6 +76,24 @@ impl Rig {
         }
     }
 
+    /// Kills the broker as soon as `is_time`, which is asked all the time by a thread that does
+    /// nothing else. `is_time` must come to an end.
+    pub async fn kill_when(&mut self, mut is_time: impl FnMut() -> bool + Send + 'static) {
+        let Some(broker) = self.broker.take() else {
+            return;
+        };
+        let watch = move || {
+            while !is_time() {
+                std::thread::yield_now();
+            }
+            broker.kill();
+        };
+        let killed = tokio::task::spawn_blocking(watch).await;
+        killed.expect("watching does not panic");
+        self.crashes += 1;
+        self.ends += 1;
+    }
+
     /// Asks the broker to stop, as an operator would, and waits until it has.
     pub async fn stop(&mut self) {
         if let Some(broker) = self.broker.take() {
@@ -85,10 +104,14 @@ impl Rig {
 
     /// Starts a broker on the data of the dead one and kills it before it has said anything.
     pub fn kill_at_birth(&mut self) {
+        self.be_born();
+        self.kill();
+    }
+
+    /// Starts a broker on the data of the dead one and waits for nothing.
+    pub fn be_born(&mut self) {
         let (broker, _) = Broker::spawn(&self.place, self.addr);
-        broker.kill();
-        self.crashes += 1;
-        self.ends += 1;
+        self.broker = Some(broker);
     }
 
     /// Starts a broker on the data and at the address of the dead one.
@@ -96,6 +119,11 @@ impl Rig {
         let (broker, addr) = Broker::start(&self.place, self.addr).await;
         assert_eq!(addr, self.addr, "a broker comes back where it was");
         self.broker = Some(broker);
+    }
+
+    /// From the next start on, its data are elsewhere.
+    pub fn move_to(&mut self, data: PathBuf) {
+        self.place.data = data;
     }
 
     /// From the next start on, files may grow as they want.
@@ -107,6 +135,12 @@ impl Rig {
     #[must_use]
     pub fn dir(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// The directory of its data.
+    #[must_use]
+    pub fn data(&self) -> &Path {
+        &self.place.data
     }
 
     /// How often it was killed.
@@ -200,6 +234,15 @@ pub async fn upload(client: &Client, guest: Guest) -> PluginName {
 
 /// Reads a topic from its first to its last record.
 pub async fn read_all(client: &Client, name: &TopicName) -> Log {
+    let read = try_read_all(client, name).await;
+    read.expect("the topic can be read to its end")
+}
+
+/// As [`read_all`], of a topic whose beginning may be removed meanwhile.
+///
+/// # Errors
+/// When it cannot be read to its end.
+pub async fn try_read_all(client: &Client, name: &TopicName) -> Result<Log, ConsumeError> {
     let info = client
         .describe_topic(name.clone())
         .await
@@ -211,13 +254,12 @@ pub async fn read_all(client: &Client, name: &TopicName) -> Log {
         .consumer(name.clone())
         .start(StartAt::Earliest)
         .until_end(true);
-    let mut consumer = consumer.build().await.expect("the topic can be read");
+    let mut consumer = consumer.build().await?;
     while let Some(message) = consumer.next_message().await {
-        let message = message.expect("the topic can be read to its end");
-        let (PartitionId(partition), entry) = entry(message);
+        let (PartitionId(partition), entry) = entry(message?);
         log.partitions[partition as usize].push(entry);
     }
-    log
+    Ok(log)
 }
 
 /// A consumed record as histories know it. Its bytes are copied: a slice would keep its batch.

@@ -72,6 +72,47 @@ fn at(offset: u64) -> Place {
 }
 
 #[test]
+fn what_retention_removes_is_excused_and_nothing_else() {
+    let (mut sources, mut log) = three();
+    log.partitions[0].remove(0);
+    assert!(check(&sources, &log, Promise::Durable).is_err());
+    let judge = |sources: &[Source], log: &Log, start| {
+        check_retained(sources, log, &[start], Promise::Durable)
+    };
+    let tally = judge(&sources, &log, 1).unwrap();
+    assert_eq!((tally.acked, tally.removed, tally.lost), (3, 1, 0));
+    // The log does not start where it says.
+    let gap = |expected, found| Violation::Gap {
+        partition: 0,
+        expected,
+        found,
+    };
+    assert_eq!(judge(&sources, &log, 2), Err(vec![gap(2, 1)]));
+    // A record is missing behind the start.
+    let mut holey = log.clone();
+    holey.partitions[0].remove(0);
+    let lost = Violation::Lost {
+        source_name: "p".into(),
+        number: 1,
+        home: 0,
+    };
+    assert_eq!(
+        judge(&sources, &holey, 1),
+        Err(vec![gap(1, 2), lost.clone()])
+    );
+    // Where the source was not told an offset, what comes before all that is there was removed.
+    for put in &mut sources[0].puts {
+        put.fate = Fate::Acked { offset: None };
+    }
+    assert_eq!(judge(&sources, &log, 1).unwrap().removed, 1);
+    let (_, mut holey) = three();
+    holey.partitions[0].remove(1);
+    renumber(&mut holey);
+    holey.partitions[0].iter_mut().for_each(|e| e.offset += 7);
+    assert_eq!(judge(&sources, &holey, 7), Err(vec![lost]));
+}
+
+#[test]
 fn a_lost_record_is_found() {
     let violations = broken(|_, log| drop(log.partitions[0].pop()));
     let lost = Violation::Lost {

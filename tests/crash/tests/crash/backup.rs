@@ -5,6 +5,7 @@ use std::path::Path;
 use millstream::proto::backup::{BackupOutcome, BackupPhase};
 use millstream::{Client, Record, TopicConfig};
 use millstream_broker::backup::{Progress, Selection, Target, Which, restore, verify};
+use millstream_crash::child::Storage;
 use millstream_crash::rig::{Rig, make_topic, topic};
 use millstream_e2e::eventually;
 
@@ -73,7 +74,7 @@ fn files(dir: &Path) -> usize {
 
 #[tokio::test]
 async fn a_broker_killed_while_it_backs_up_leaves_only_whole_backups() {
-    let mut rig = Rig::start(PROGRAM, None).await;
+    let mut rig = Rig::start(PROGRAM, Storage::Usual, None).await;
     let mut client = rig.client().await;
     let config = TopicConfig {
         partitions: 2,

@@ -26,6 +26,7 @@ fn drill() -> Drill {
         chain: false,
         pipeline: true,
         readers: true,
+        sealing: false,
     }
 }
 
@@ -56,6 +57,27 @@ async fn plugins_before_the_topic_see_every_record_once() {
     let outcome = show(drill).await;
     assert_eq!(outcome.records.lost, 0);
     assert!(outcome.records.kept_out > 0, "the filter had work to do");
+}
+
+/// The broker dies while it writes segments, gives them their names, commits what moves, unlinks and
+/// rewrites them, starts, and backs up. After each of its ends the stored data are checked, the
+/// last backup is verified, and every topic is read and compared with what was acknowledged.
+#[tokio::test]
+async fn a_broker_killed_while_it_seals_unlinks_and_backs_up_loses_nothing() {
+    let drill = Drill {
+        cycles: 14,
+        sealing: true,
+        ..drill()
+    };
+    let outcome = show(drill).await;
+    assert_eq!(outcome.records.lost, 0);
+    assert!(outcome.derived.is_some_and(|made| made.acked > 0));
+    let sealed = outcome.sealed.unwrap();
+    let in_the_middle = sealed.unfinished + sealed.unknown;
+    assert!(in_the_middle >= outcome.ends / 5, "{sealed:?}");
+    assert!(sealed.unfinished > 0 && sealed.unknown > 0, "{sealed:?}");
+    assert!(sealed.removed > 0, "{sealed:?}");
+    assert!(sealed.backups > 1 && sealed.restored > 0, "{sealed:?}");
 }
 
 /// Acknowledgements that do not wait for the disk promise order, not presence; and of what a crash

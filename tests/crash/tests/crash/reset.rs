@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millstream::TransportSettings;
+use millstream_crash::child::Storage;
 use millstream_crash::rig::Rig;
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{ClientConfig, Connection, ConnectionError, Endpoint};
@@ -32,7 +33,7 @@ async fn connect(rig: &Rig) -> (Endpoint, Connection) {
 /// which is another reason.
 #[tokio::test]
 async fn the_next_broker_ends_the_connections_of_the_one_that_was_killed() {
-    let mut rig = Rig::start(PROGRAM, None).await;
+    let mut rig = Rig::start(PROGRAM, Storage::Usual, None).await;
     let (_endpoint, connection) = connect(&rig).await;
     rig.kill();
     rig.revive().await;
