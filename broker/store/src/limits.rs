@@ -88,16 +88,55 @@ pub(crate) const SPARE_SHARE: u64 = 4;
 /// memory, at about 100 bytes each.
 pub(crate) const HOT_ENTRIES: usize = 128 << 10;
 
-/// About how many bytes of packs become one segment. They are in memory while they are sorted.
+/// About how many bytes of packs become one segment.
 pub(crate) const SEGMENT_BYTES: u64 = 16 << 20;
+
+/// A segment's worth of records is put in order in so many parts, one of which is in memory at a
+/// time: 4 MiB of a segment of usual size, or one larger record. The packs are read that often, or
+/// nearly, where each holds something of every part.
+pub(crate) const SEAL_PARTS: u64 = 4;
+
+/// Entries from which on a segment is closed, however small it is: what is known of them is in
+/// memory, at less than 100 bytes each.
+pub(crate) const SEAL_ENTRIES: usize = 32 << 10;
 
 /// Distinct runs of keys, each of which becomes an extent, from which on a segment is closed,
 /// however small it is: they become rows in one commit, for which others wait.
 pub(crate) const SEAL_RUNS: usize = 4096;
 
 /// Segments that may be sealed in a row before others are rewritten, if some are to be. Only one
-/// once most of what segments hold is unwanted.
+/// once most of what segments hold is unwanted, or there are far too many extents.
 pub(crate) const SEALS_IN_A_ROW: u32 = 4;
+
+/// Extents that are moved in one commit when segments are rewritten, for which others wait.
+pub(crate) const REWRITE_EXTENTS: usize = 2 * SEAL_RUNS;
+
+/// Extents that are looked at in one go to find those that are to be moved. Meanwhile the hot file
+/// cannot use again what commits free.
+pub(crate) const REWRITE_LOOKS: usize = 64 << 10;
+
+/// About how many bytes the row of an extent takes in the hot file, in leaves that are half full.
+pub(crate) const EXTENT_SPACE: u64 = 128;
+
+/// Extents take no more than this part of the hot file's limit (one in so many), unless there are
+/// so many runs of keys.
+pub(crate) const EXTENT_SHARE: u64 = 8;
+
+/// Extents are looked through for neighbours to merge once there are this part of as many as there
+/// may be (one in so many), and again whenever there are twice as many as the last time left.
+pub(crate) const MERGE_SHARE: u64 = 16;
+
+/// Extents of a run are merged if together they are at least so many times as large as the largest
+/// of them. So a byte is rewritten at most as often as the size of its extent can grow so many
+/// times until it is no small one any more.
+pub(crate) const MERGE_GAIN: u64 = 4;
+
+/// The same once there are more extents than there may be.
+pub(crate) const MERGE_GAIN_FULL: u64 = 2;
+
+/// Only extents of less than so many bytes are merged, as long as that is enough to keep their
+/// number within bounds.
+pub(crate) const MERGE_BELOW: u64 = 64 << 10;
 
 /// A segment that is being written is synced whenever so many bytes have been added.
 pub(crate) const SEAL_SYNC_BYTES: u64 = 4 << 20;
@@ -154,3 +193,8 @@ const _: () = assert!(
     "a batch's checksum leaves out its own place"
 );
 const _: () = assert!(Space::COUNT <= u8::MAX as usize);
+const _: () = assert!(MERGE_GAIN_FULL > 1 && MERGE_GAIN >= MERGE_GAIN_FULL);
+const _: () = assert!(
+    REWRITE_EXTENTS < REWRITE_LOOKS,
+    "one look finds enough for a commit"
+);

@@ -38,7 +38,6 @@ mod sweep;
 mod view;
 mod write;
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::thread::{self, JoinHandle};
@@ -113,7 +112,7 @@ pub struct RedbConfig {
     /// What the file may take on the disk, in bytes, as far as records go: beyond a part of it the
     /// oldest are moved to segments, and appends wait rather than exceed it.
     pub hot_bytes: u64,
-    /// About how many bytes of records become one segment; they are in memory meanwhile.
+    /// About how many bytes of records become one segment; a part of them is in memory meanwhile.
     pub segment_bytes: u64,
 }
 
@@ -310,7 +309,8 @@ impl RedbStore {
             queue: Arc::clone(shard.queue()),
             next_segment,
             segment_bytes: config.segment_bytes,
-            unreadable: BTreeMap::new(),
+            rewriting: seal::Rewriting::new(config.hot_bytes),
+            values: Vec::new(),
         };
         let sealer = thread::Builder::new()
             .name("store-sealer".into())

@@ -72,7 +72,13 @@ fn check_left(left: &Machine, acknowledged: u64, context: &str) {
     settle(&store, tiny().segment_bytes, || false);
     check(&store, LAST, context);
     drop(store);
-    check(&left.open(&tiny()), LAST, context);
+    // Nothing moves meanwhile: a file that is emptied just before closing stays until the next start.
+    let still = RedbConfig {
+        hot_bytes: 1 << 30,
+        segment_bytes: 1 << 30,
+        ..tiny()
+    };
+    check(&left.open(&still), LAST, context);
     assert_eq!(left.segments(), in_use(left), "{context}");
     assert_eq!(left.files.unfinished(), 0, "{context}");
 }

@@ -18,6 +18,7 @@ pub(super) struct SealedTotals {
     file_bytes: u64,
     data_bytes: u64,
     live_bytes: u64,
+    extents: u64,
 }
 
 // A change may be negative: the sums wrap, and come out right when it is applied.
@@ -27,6 +28,7 @@ impl SealedTotals {
         self.file_bytes = self.file_bytes.wrapping_add(row.file_bytes);
         self.data_bytes = self.data_bytes.wrapping_add(row.data_bytes);
         self.live_bytes = self.live_bytes.wrapping_add(row.live_bytes);
+        self.extents = self.extents.wrapping_add(row.extents);
     }
 
     pub(super) fn remove(&mut self, row: &SegmentRow) {
@@ -34,6 +36,7 @@ impl SealedTotals {
         self.file_bytes = self.file_bytes.wrapping_sub(row.file_bytes);
         self.data_bytes = self.data_bytes.wrapping_sub(row.data_bytes);
         self.live_bytes = self.live_bytes.wrapping_sub(row.live_bytes);
+        self.extents = self.extents.wrapping_sub(row.extents);
     }
 }
 
@@ -47,6 +50,7 @@ pub(super) struct Meter {
     file: AtomicU64,
     data: AtomicU64,
     live: AtomicU64,
+    extents: AtomicU64,
     appended: AtomicU64,
     hot_written: AtomicU64,
     segment_written: AtomicU64,
@@ -67,6 +71,17 @@ impl Meter {
         self.file.fetch_add(change.file_bytes, Ordering::Relaxed);
         self.data.fetch_add(change.data_bytes, Ordering::Relaxed);
         self.live.fetch_add(change.live_bytes, Ordering::Relaxed);
+        self.extents.fetch_add(change.extents, Ordering::Relaxed);
+    }
+
+    /// How many extents there are.
+    pub(super) fn extents(&self) -> u64 {
+        self.extents.load(Ordering::Relaxed)
+    }
+
+    /// Bytes in segments that are wanted.
+    pub(super) fn live(&self) -> u64 {
+        self.live.load(Ordering::Relaxed)
     }
 
     /// Records were appended, durably or not.

@@ -30,6 +30,8 @@ pub(super) struct Moved {
     /// Bytes of the keys and values that were found in it, none if there were none. After a cut
     /// the extent itself knows them only about.
     pub(super) bytes: u64,
+    /// It becomes one with the extent that was moved before it, its neighbour.
+    pub(super) joins: bool,
 }
 
 /// The sealed part of the store, open for change in one transaction.
@@ -220,9 +222,9 @@ impl<'t> SealedTables<'t> {
     }
 
     /// Moves extents to the new segment (number and length of its file), as far as they stand as
-    /// they stood. Those in which nothing was found go; those that were cut stay where they are,
-    /// and their copies are nobody's. Says whether any stood: if none did, nothing has changed, and
-    /// the new segment is not wanted.
+    /// they stood; neighbours that join become one. Those in which nothing was found go; those that
+    /// were cut stay where they are, and their copies are nobody's. Says whether any stood: if none
+    /// did, nothing has changed, and the new segment is not wanted.
     pub(super) fn replace(
         &mut self,
         new: Option<(u64, u64)>,
@@ -232,41 +234,82 @@ impl<'t> SealedTables<'t> {
             file_bytes: new.map_or(0, |(_, file_bytes)| file_bytes),
             ..SegmentRow::default()
         };
-        let mut any_stood = false;
-        for Moved {
-            start,
-            extent,
-            bytes,
-        } in moved
-        {
-            row.data_bytes += bytes;
-            let standing = opened(self.extents.get(&start[..]))?;
-            if standing.is_none_or(|standing| standing.value() != extent.encode(start)) {
-                continue;
+        let (mut any_stood, mut open) = (false, None);
+        for copied in moved {
+            row.data_bytes += copied.bytes;
+            let stands = self.take_standing(copied)?;
+            any_stood |= stands;
+            // What was cut has copies in the new segment that nobody may see: no extent reaches
+            // over them.
+            if !stands || !copied.joins || !self.is_next(open.as_ref(), copied)? {
+                self.settle(open.take(), &mut row)?;
             }
-            any_stood = true;
-            let old = self.segment(extent.segment)?;
-            let left = SegmentRow {
-                live_bytes: old.live_bytes.saturating_sub(extent.bytes),
-                extents: old.extents - 1,
-                ..old
-            };
-            self.set_segment(extent.segment, left)?;
-            match new {
-                Some((number, _)) if *bytes > 0 => {
-                    self.insert(start, &extent.end, number, *bytes)?;
-                    row.live_bytes += bytes;
-                    row.extents += 1;
+            match (&mut open, new) {
+                (_, None) => {}
+                _ if !stands || copied.bytes == 0 => {}
+                (Some((_, joined)), _) => {
+                    joined.end = copied.extent.end.clone();
+                    joined.bytes += copied.bytes;
                 }
-                _ => drop(opened(self.extents.remove(&start[..]))?),
+                (None, Some((segment, _))) => {
+                    let extent = Extent {
+                        segment,
+                        end: copied.extent.end.clone(),
+                        bytes: copied.bytes,
+                    };
+                    open = Some((copied.start.clone(), extent));
+                }
             }
         }
+        self.settle(open, &mut row)?;
         if let Some((number, _)) = new
             && any_stood
         {
             self.set_segment(number, row)?;
         }
         Ok(any_stood)
+    }
+
+    /// Takes a copied extent out of its old segment, if it stands as it stood.
+    fn take_standing(&mut self, copied: &Moved) -> Result<bool, WriteFault> {
+        let Moved { start, extent, .. } = copied;
+        let standing = opened(self.extents.get(&start[..]))?;
+        if standing.is_none_or(|standing| standing.value() != extent.encode(start)) {
+            return Ok(false);
+        }
+        opened(self.extents.remove(&start[..]))?;
+        let old = self.segment(extent.segment)?;
+        let left = SegmentRow {
+            live_bytes: old.live_bytes.saturating_sub(extent.bytes),
+            extents: old.extents - 1,
+            ..old
+        };
+        self.set_segment(extent.segment, left)?;
+        Ok(true)
+    }
+
+    /// Whether nothing lies between the extent that was begun, if one was, and the next.
+    fn is_next(&self, open: Option<&(Key, Extent)>, next: &Moved) -> Result<bool, WriteFault> {
+        let Some((start, _)) = open else {
+            return Ok(true);
+        };
+        let mut between = opened(self.extents.range::<&[u8]>(&start[..]..&next.start[..]))?;
+        Ok(run_of(start) == run_of(&next.start) && between.next().is_none())
+    }
+
+    /// Writes the row of an extent of the new segment that is complete.
+    fn settle(
+        &mut self,
+        extent: Option<(Key, Extent)>,
+        row: &mut SegmentRow,
+    ) -> Result<(), WriteFault> {
+        let Some((start, extent)) = extent else {
+            return Ok(());
+        };
+        self.insert(&start, &extent.end, extent.segment, extent.bytes)?;
+        row.live_bytes += extent.bytes;
+        row.extents += 1;
+        Ok(())
     }
 }
 
@@ -302,12 +345,18 @@ mod tests {
     use ::redb::{Database, backends::InMemoryBackend};
 
     use super::*;
+    use crate::redb::extent::RUN_PREFIX;
 
     const OLD: u64 = 1;
     const NEW: (u64, u64) = (2, 500);
 
+    /// A key of the only run.
+    fn key(at: u8) -> Key {
+        Key::from([0; RUN_PREFIX]).push_bytes(&[at])
+    }
+
     fn extent(segment: u64, end: u8, bytes: u64) -> Extent {
-        let end = Key::from([end]);
+        let end = key(end);
         Extent {
             segment,
             end,
@@ -316,11 +365,12 @@ mod tests {
     }
 
     fn moved(start: u8, extent: Extent, bytes: u64) -> Moved {
-        let start = Key::from([start]);
+        let start = key(start);
         Moved {
             start,
             extent,
             bytes,
+            joins: false,
         }
     }
 
@@ -332,7 +382,7 @@ mod tests {
         let transaction = database.begin_write().unwrap();
         let mut tables = SealedTables::open(&transaction).unwrap();
         for (start, end, bytes) in [(10, 15, 100), (20, 25, 100), (30, 33, 50)] {
-            tables.insert(&[start], &[end], OLD, bytes).unwrap();
+            tables.insert(&key(start), &key(end), OLD, bytes).unwrap();
         }
         let row = SegmentRow {
             file_bytes: 400,
@@ -345,8 +395,107 @@ mod tests {
     }
 
     fn at(tables: &SealedTables<'_>, start: u8) -> Option<Extent> {
-        let row = tables.extents.get(&[start][..]).unwrap();
-        row.map(|row| Extent::decode(&[start], row.value()).unwrap())
+        let row = tables.extents.get(&key(start)[..]).unwrap();
+        row.map(|row| Extent::decode(&key(start), row.value()).unwrap())
+    }
+
+    /// Moves all three, each joining the one before, as they were copied: with what was found.
+    fn join(tables: &mut SealedTables<'_>, copies: [(u8, u8, u64, u64); 3]) {
+        let copy = |(start, end, bytes, found)| Moved {
+            joins: start > 10,
+            ..moved(start, extent(OLD, end, bytes), found)
+        };
+        assert!(tables.replace(Some(NEW), &copies.map(copy)).unwrap());
+        let rows = tables.extents.iter().unwrap().map(|row| {
+            let (start, row) = row.unwrap();
+            Extent::decode(start.value(), row.value()).unwrap()
+        });
+        let rows: Vec<Extent> = rows.collect();
+        for number in [OLD, NEW.0] {
+            let extents = rows.iter().filter(|extent| extent.segment == number);
+            let bytes: u64 = extents.clone().map(|extent| extent.bytes).sum();
+            let counted = tables.segment(number).unwrap_or_default();
+            let found = (extents.count() as u64, bytes);
+            assert_eq!((counted.extents, counted.live_bytes), found, "{number}");
+        }
+    }
+
+    #[test]
+    fn neighbours_become_one() {
+        with_tables(|tables| {
+            join(
+                tables,
+                [(10, 15, 100, 101), (20, 25, 100, 102), (30, 33, 50, 53)],
+            );
+            assert_eq!(at(tables, 10), Some(extent(NEW.0, 33, 256)));
+            assert_eq!((at(tables, 20), at(tables, 30)), (None, None));
+            assert_eq!(tables.emptied, [OLD]);
+        });
+    }
+
+    #[test]
+    fn an_empty_neighbour_is_passed_over() {
+        with_tables(|tables| {
+            join(
+                tables,
+                [(10, 15, 100, 100), (20, 25, 100, 0), (30, 33, 50, 50)],
+            );
+            assert_eq!(at(tables, 10), Some(extent(NEW.0, 33, 150)));
+            assert_eq!((at(tables, 20), at(tables, 30)), (None, None));
+        });
+    }
+
+    /// The copies of what was cut are in the new segment: no extent may reach over them.
+    #[test]
+    fn what_was_cut_parts_its_neighbours() {
+        with_tables(|tables| {
+            join(
+                tables,
+                [(10, 15, 100, 100), (20, 28, 130, 130), (30, 33, 50, 50)],
+            );
+            assert_eq!(at(tables, 10), Some(extent(NEW.0, 15, 100)));
+            assert_eq!(at(tables, 20), Some(extent(OLD, 25, 100)));
+            assert_eq!(at(tables, 30), Some(extent(NEW.0, 33, 50)));
+        });
+        with_tables(|tables| {
+            let old = tables.extents.remove(&key(20)[..]).unwrap();
+            drop(old);
+            let row = tables.segment(OLD).unwrap();
+            let left = SegmentRow {
+                live_bytes: row.live_bytes - 100,
+                extents: 2,
+                ..row
+            };
+            tables.set_segment(OLD, left).unwrap();
+            join(
+                tables,
+                [(10, 15, 100, 100), (20, 25, 100, 100), (30, 33, 50, 50)],
+            );
+            assert_eq!(at(tables, 10), Some(extent(NEW.0, 15, 100)));
+            assert_eq!(at(tables, 20), None);
+            assert_eq!(at(tables, 30), Some(extent(NEW.0, 33, 50)));
+        });
+    }
+
+    #[test]
+    fn what_lies_between_is_not_reached_over() {
+        with_tables(|tables| {
+            tables.insert(&key(27), &key(28), OLD, 1).unwrap();
+            let row = tables.segment(OLD).unwrap();
+            let more = SegmentRow {
+                live_bytes: row.live_bytes + 1,
+                extents: 4,
+                ..row
+            };
+            tables.set_segment(OLD, more).unwrap();
+            join(
+                tables,
+                [(10, 15, 100, 100), (20, 25, 100, 100), (30, 33, 50, 50)],
+            );
+            assert_eq!(at(tables, 10), Some(extent(NEW.0, 25, 200)));
+            assert_eq!(at(tables, 27), Some(extent(OLD, 28, 1)));
+            assert_eq!(at(tables, 30), Some(extent(NEW.0, 33, 50)));
+        });
     }
 
     #[test]
