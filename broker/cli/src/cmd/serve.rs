@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use millstream_broker::config::{BackupConfig, ConfigError, TlsFiles};
+use millstream_broker::config::{BackupConfig, ConfigError, MetricsConfig, TlsFiles};
+use millstream_broker::metrics::MetricsError;
 use millstream_broker::{Broker, Clock, Config, Running, StartError};
 use millstream_proto::Principal;
 use serde::Serialize;
@@ -34,6 +35,8 @@ A configuration file; what it does not say has a default, unknown keys are refus
   client_ca = \"ca.pem\"
   [backup]
   target = \"s3://backups/broker-1\"
+  [metrics]
+  listen = \"127.0.0.1:9464\"
 
 Examples:
   millstream serve --pki pki --data data
@@ -62,6 +65,10 @@ pub(crate) struct ServeArgs {
         conflicts_with = "config"
     )]
     backup_target: Option<String>,
+    /// Without a configuration: where Prometheus may read figures, at /metrics; nowhere unless
+    /// given. Off loopback that takes the certificate of an administrator.
+    #[arg(long, value_name = "ADDRESS", conflicts_with = "config")]
+    metrics: Option<SocketAddr>,
     /// Write the address that was bound to this file too.
     #[arg(long, value_name = "FILE")]
     port_file: Option<PathBuf>,
@@ -81,6 +88,9 @@ enum LogFormat {
 #[derive(Serialize)]
 struct Serving {
     addr: SocketAddr,
+    /// Only of a broker whose metrics can be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    metrics: Option<SocketAddr>,
 }
 
 /// Serves until a signal.
@@ -141,6 +151,7 @@ fn configuration(args: &ServeArgs) -> Outcome<Config> {
     let mut config = Config::new(args.listen, data, tls);
     config.admins.clone_from(&args.admins);
     config.backup = args.backup_target.clone().map(BackupConfig::new);
+    config.metrics = args.metrics.map(MetricsConfig::new);
     if config.admins.is_empty() {
         let (tenant, name) = (pki::ADMIN_TENANT, pki::ADMIN_NAME);
         let admin = format!("spiffe://{domain}/{tenant}/{name}")
@@ -167,7 +178,16 @@ fn explain_start(error: StartError) -> CliError {
             Exit::Failure,
             "another broker may be running there; choose another --listen",
         ),
-        StartError::Tls(_) => (Exit::Usage, "make certificates with `millstream pki init`"),
+        StartError::Metrics(MetricsError::Listen { .. }) => (
+            Exit::Failure,
+            "something else may listen there; choose another address for the metrics",
+        ),
+        StartError::Metrics(MetricsError::NoReader { .. }) => {
+            (Exit::Usage, "see `millstream serve --help`")
+        }
+        StartError::Metrics(MetricsError::Tls(_)) | StartError::Tls(_) => {
+            (Exit::Usage, "make certificates with `millstream pki init`")
+        }
         _ => return CliError::failure(error),
     };
     CliError::new(exit, error).next(next)
@@ -187,7 +207,8 @@ fn announce(global: &Global, running: &Running, port_file: Option<&Path>) -> Out
     }
     let out = global.output();
     if out.json {
-        out.document(&Serving { addr })
+        let metrics = running.metrics_addr();
+        out.document(&Serving { addr, metrics })
     } else {
         out.line(&addr.to_string())
     }
