@@ -264,9 +264,14 @@ impl Block {
         &self.bytes[self.keys_at..][self.starts(at).0..self.ends(at).0]
     }
 
-    /// The values of the entries from `first` to `last`, as one.
-    pub(super) fn values(&self, first: usize, last: usize) -> &[u8] {
-        &self.bytes[self.values_at..][self.starts(first).1..self.ends(last).1]
+    /// The values that lie at `place` among all values, as one.
+    pub(super) fn values_within(&self, place: Range<usize>) -> &[u8] {
+        &self.bytes[self.values_at..][place]
+    }
+
+    /// Where the value of entry `at` ends among all values.
+    pub(super) fn value_end(&self, at: usize) -> usize {
+        self.ends(at).1
     }
 
     /// Where the value of entry `at` lies among all values.

@@ -340,7 +340,7 @@ pub(super) fn is_shared(len: usize, buffer_len: usize) -> bool {
 }
 
 fn value(block: &Block, at: usize, buffer_len: usize) -> Bytes {
-    let value = block.values(at, at);
+    let value = block.values_within(block.value_place(at));
     if is_shared(value.len(), buffer_len) {
         block.shared_value(block.value_place(at))
     } else {

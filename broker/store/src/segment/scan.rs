@@ -162,21 +162,25 @@ impl Current {
 /// Copies the value of entry `at` and of those among `left` that will be wanted next.
 fn copy_group(block: &Block, at: usize, left: &Range<usize>, direction: Direction) -> Copied {
     let (mut first, mut last) = (at, at);
+    let Range { mut start, mut end } = block.value_place(at);
     match direction {
         Direction::Forward => {
-            while last + 1 < left.end && block.values(first, last + 1).len() <= COPY_GROUP {
-                last += 1;
+            let ends = (at + 1..left.end).map(|next| block.value_end(next));
+            for next in ends.take_while(|end| end - start <= COPY_GROUP) {
+                (last, end) = (last + 1, next);
             }
         }
         Direction::Backward => {
-            while first > left.start && block.values(first - 1, last).len() <= COPY_GROUP {
-                first -= 1;
+            let starts = (left.start..at).rev();
+            let starts = starts.map(|before| block.value_place(before).start);
+            for before in starts.take_while(|start| end - start <= COPY_GROUP) {
+                (first, start) = (first - 1, before);
             }
         }
     }
     Copied {
         entries: first..last + 1,
-        start: block.value_place(first).start,
-        values: Bytes::copy_from_slice(block.values(first, last)),
+        start,
+        values: Bytes::copy_from_slice(block.values_within(start..end)),
     }
 }

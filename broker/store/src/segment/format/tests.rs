@@ -140,7 +140,7 @@ fn use_block(block: &Block) {
         assert!(!block.key(at).is_empty());
         assert_eq!(
             block.shared_value(block.value_place(at)),
-            block.values(at, at)
+            block.values_within(block.value_place(at))
         );
         assert!(block.lower_bound(block.key(at)) <= block.entries());
     }
@@ -167,7 +167,7 @@ proptest! {
         let block = Block::decode(bytes.into(), NUMBER, offset).unwrap();
         prop_assert_eq!(block.entries(), entries.len());
         for (at, (key, value)) in entries.iter().enumerate() {
-            prop_assert_eq!((block.key(at), block.values(at, at)), (&key[..], &value[..]));
+            prop_assert_eq!((block.key(at), block.values_within(block.value_place(at))), (&key[..], &value[..]));
             prop_assert_eq!(block.lower_bound(key), at);
             prop_assert_eq!(block.lower_bound(&[&key[..], &[0]].concat()), at + 1);
         }
