@@ -74,6 +74,10 @@ impl<'t> Pruning<'t> {
             self.lock.keep().await?;
             pruned.removed.push(id);
         }
+        if !pruned.removed.is_empty() {
+            // After a power cut too.
+            self.target.sync_removed(BACKUPS)?;
+        }
         let (mut segments, mut parts) = (BTreeSet::new(), BTreeSet::new());
         for found in kept {
             let manifest = found.manifest.map_err(PruneError::Unreadable)?;

@@ -146,6 +146,15 @@ impl Target {
         }
     }
 
+    /// The directory `dir`, behind `store`.
+    #[cfg(test)]
+    pub(super) fn of_directory(store: Arc<dyn ObjectStore>, dir: &FilePath) -> Self {
+        Self {
+            dir: Some(dir.to_owned()),
+            ..Self::new(store, &dir.display().to_string())
+        }
+    }
+
     /// What it is called.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -255,6 +264,23 @@ impl Target {
             Ok(()) | Err(Error::NotFound { .. }) => Ok(()),
             Err(error) => Err(self.error("remove", object)(error)),
         }
+    }
+
+    /// Makes durable what was removed of a folder. Other places than directories do that at once.
+    pub(super) fn sync_removed(&self, folder: &'static str) -> Result<(), TargetError> {
+        let Some(dir) = &self.dir else {
+            return Ok(());
+        };
+        let synced = std::fs::File::open(dir.join(folder)).and_then(|folder| folder.sync_all());
+        synced.map_err(|source| TargetError::Object {
+            action: "sync",
+            object: folder.to_owned(),
+            target: self.name.clone(),
+            source: Box::new(Error::Generic {
+                store: "directory",
+                source: source.into(),
+            }),
+        })
     }
 
     /// Removes what a kill in the middle of writing has left in a folder of a directory: files with

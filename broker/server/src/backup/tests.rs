@@ -31,6 +31,8 @@ use super::*;
 use crate::broker::SHARD_FILE;
 use crate::catalog::row::{Row, TopicRow};
 
+mod faults;
+
 /// A place in memory that lets so many writes pass and then none.
 #[derive(Debug, Default)]
 struct Failing {
