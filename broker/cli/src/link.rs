@@ -100,7 +100,9 @@ fn overridden(context: &Context, global: &Global) -> Context {
 /// The exit code of what a broker said.
 fn wire_exit(wire: &WireError) -> Exit {
     match wire.code {
-        ErrorCode::NotAuthorized | ErrorCode::NoIdentity => Exit::Refused,
+        ErrorCode::NotAuthorized | ErrorCode::NoIdentity | ErrorCode::CertificateRejected => {
+            Exit::Refused
+        }
         ErrorCode::UnknownTopic
         | ErrorCode::UnknownPartition
         | ErrorCode::UnknownPlugin
@@ -125,6 +127,9 @@ fn wire_next(wire: &WireError) -> Option<String> {
         ErrorCode::NotAuthorized => "ask for the right: see `millstream acl grant --help`",
         ErrorCode::NoIdentity => {
             "use a certificate with an identity: see `millstream pki issue --help`"
+        }
+        ErrorCode::CertificateRejected => {
+            "have a new one issued: see `millstream pki issue --help`"
         }
         ErrorCode::UnknownTopic => "see `millstream topic list`",
         ErrorCode::UnknownPartition => "see `millstream topic describe`",

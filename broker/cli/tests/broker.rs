@@ -8,6 +8,9 @@ use std::process::{Child, Command, Output, Stdio};
 
 use serde_json::Value;
 
+#[path = "broker/flood.rs"]
+mod flood;
+
 /// A directory with certificates and a broker that is killed at the end.
 struct World {
     home: tempfile::TempDir,
@@ -380,4 +383,72 @@ fn a_store_is_backed_up_listed_verified_and_restored() {
     assert_eq!(pruned["removed"][0], made["id"]);
     assert_eq!(pruned["kept"].as_array().unwrap().len(), 1);
     world.bad(2, &["backup", "list", "--target", "http://host/x"]);
+}
+
+/// What `status` says of the door, once it is as wanted.
+fn door(world: &World, what: &str, is: impl Fn(&Value) -> bool) -> Value {
+    for _ in 0..500 {
+        let door = world.json(&["status", "--context", "admin"])["door"].take();
+        if is(&door) {
+            return door;
+        }
+    }
+    panic!("waited too long for {what}");
+}
+
+#[test]
+fn a_revoked_client_is_cut_and_a_signal_has_files_read_again() {
+    let world = World::new();
+    let ingest = ["--tenant", "acme", "--name", "ingest"];
+    world.good(&[&["pki", "issue", "pki"], &ingest[..]].concat());
+    world.add_context("ingest", "acme", "ingest");
+    world.good(&["topic", "create", "acme/t", "--context", "admin"]);
+    let who = "spiffe://millstream.local/acme/ingest";
+    world.good(&[
+        "acl",
+        "grant",
+        who,
+        "--topic",
+        "acme/*",
+        "--allow",
+        "consume",
+        "--context",
+        "admin",
+    ]);
+    let consumer = millstream(world.home.path())
+        .args(["consume", "acme/t", "--context", "ingest"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // The administrator's own connection, and the consumer's.
+    for _ in 0..500 {
+        let status = world.json(&["status", "--context", "admin"]);
+        if status["connections"].as_u64() >= Some(2) {
+            break;
+        }
+    }
+    let revoke = [&["pki", "revoke", "pki"], &ingest[..]].concat();
+    assert!(world.good(&revoke).contains("revoked "));
+    let ended = consumer.wait_with_output().unwrap();
+    let said = text(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(3), "{said}");
+    assert!(said.contains("revoked"), "{said}");
+    let told = door(&world, "the list to be read", |d| d["ended"] == 1);
+    assert_eq!(told["trouble"], Value::Null);
+
+    let hangup = || {
+        let id = world.broker.id().to_string();
+        let sent = Command::new("kill").args(["-HUP", &id]).status().unwrap();
+        assert!(sent.success());
+    };
+    let before = told["reloads"].as_u64();
+    hangup();
+    door(&world, "a signal", |d| d["reloads"].as_u64() > before);
+    fs::write(world.home.path().join("pki/crl.pem"), "broken").unwrap();
+    hangup();
+    let broken = door(&world, "the broken file", |d| d["trouble"] != Value::Null);
+    assert!(broken["trouble"].as_str().unwrap().contains("crl.pem"));
+    let shown = world.good(&["status", "--context", "admin"]);
+    assert!(shown.contains("not in force"), "{shown}");
 }

@@ -100,6 +100,52 @@ fn certificates_are_made_issued_and_never_overwritten() {
 }
 
 #[test]
+fn certificates_are_listed_shown_renewed_and_revoked() {
+    let home = tempfile::tempdir().unwrap();
+    let at = home.path();
+    good(at, &["pki", "init", "pki", "--ed25519"]);
+    let ingest = ["--tenant", "acme", "--name", "ingest"];
+    let with = |line: &[&'static str]| [line, &ingest[..]].concat();
+    good(at, &with(&["pki", "issue", "pki", "--p256"]));
+    let shown = json(&good(at, &with(&["pki", "show", "pki", "--json"])));
+    assert_eq!(shown[0]["key"], "ECDSA P-256");
+    assert_eq!(shown[0]["uses"], serde_json::json!(["clientAuth"]));
+    let serial = shown[0]["serial"].as_str().unwrap().to_owned();
+    let admin = ["pki", "show", "pki", "--tenant", "ops", "--name", "admin"];
+    assert!(good(at, &admin).contains("Ed25519"));
+    good(at, &with(&["pki", "issue", "pki", "--renew"]));
+    good(at, &["pki", "issue", "pki", "--server", "--renew"]);
+    let table = good(at, &["pki", "list", "pki"]);
+    assert_eq!(table.lines().count(), 1 + 5, "{table}");
+    good(at, &["pki", "revoke", "pki", "--serial", &serial]);
+    let revoked = ["pki", "list", "pki", "--state", "revoked", "--json"];
+    let revoked = json(&good(at, &revoked));
+    assert_eq!(revoked.as_array().unwrap().len(), 1);
+    assert_eq!(revoked[0]["serial"].as_str(), Some(&serial[..]));
+    let told = good(
+        at,
+        &with(&["pki", "revoke", "pki", "--reason", "superseded"]),
+    );
+    assert!(
+        told.contains("revoked ") && told.contains("crl.pem"),
+        "{told}"
+    );
+    let again = bad(at, 4, &with(&["pki", "revoke", "pki"]));
+    assert!(again.contains("pki list"), "{again}");
+    bad(at, 2, &["pki", "revoke", "pki", "--tenant", "acme"]);
+    bad(
+        at,
+        2,
+        &with(&["pki", "issue", "pki", "--p256", "--ed25519"]),
+    );
+    // A key that others can read makes nothing more.
+    let key = at.join("pki/ca.key");
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
+    let open = bad(at, 1, &with(&["pki", "issue", "pki"]));
+    assert!(open.contains("chmod 600"), "{open}");
+}
+
+#[test]
 fn contexts_are_added_chosen_and_removed() {
     let home = tempfile::tempdir().unwrap();
     let at = home.path();

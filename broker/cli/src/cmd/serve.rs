@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use millstream_broker::config::{BackupConfig, ConfigError, MetricsConfig, TlsFiles};
 use millstream_broker::metrics::MetricsError;
+use millstream_broker::tls::Identity;
 use millstream_broker::{Broker, Clock, Config, Running, StartError};
 use millstream_proto::Principal;
 use serde::Serialize;
@@ -23,7 +24,9 @@ use crate::pki::{self, Layout};
 #[command(after_help = "\
 The address that was bound is written to standard output as one line when the broker serves, the
 log to standard error; the variable RUST_LOG chooses what is logged. SIGTERM or SIGINT let clients
-finish and stop; a second signal stops at once, which loses nothing that was acknowledged.
+finish and stop; a second signal stops at once, which loses nothing that was acknowledged. SIGHUP
+makes it read certificates, keys, revocation lists and the configuration again, which it does by
+itself too when one of the files changes; what cannot change while it runs is named in the log.
 
 A configuration file; what it does not say has a default, unknown keys are refused:
   listen = \"0.0.0.0:7440\"
@@ -33,6 +36,9 @@ A configuration file; what it does not say has a default, unknown keys are refus
   cert = \"server.pem\"
   key = \"server.key\"
   client_ca = \"ca.pem\"
+  crl = \"crl.pem\"
+  [identity]
+  trust_domain = \"example.org\"
   [backup]
   target = \"s3://backups/broker-1\"
   [metrics]
@@ -102,11 +108,17 @@ pub(crate) async fn run(global: &Global, args: ServeArgs) -> Outcome {
         .await
         .map_err(explain_start)?;
     announce(global, &running, args.port_file.as_deref())?;
-    let first = signals.next().await;
+    let first = loop {
+        match signals.next().await {
+            Heard::Stop(signal) => break signal,
+            // Its outcome is logged and shown by `status`; whoever signals does not wait for it.
+            Heard::Reload => drop(running.reload().await),
+        }
+    };
     tracing::info!("{first}: finishing what is open; a second signal stops at once");
     tokio::select! {
         () = running.shutdown() => Ok(()),
-        second = signals.next() => stop_at_once(second),
+        second = signals.stop() => stop_at_once(second),
     }
 }
 
@@ -147,7 +159,15 @@ fn configuration(args: &ServeArgs) -> Outcome<Config> {
     })?;
     let layout = Layout::new(dir);
     let (server, authority) = (layout.server(), layout.authority());
-    let tls = TlsFiles::new(server.certificate, server.key, authority.certificate);
+    let mut tls = TlsFiles::new(server.certificate, server.key, authority.certificate);
+    tls.identity = Identity::Uri {
+        trust_domain: Some(domain.clone()),
+    };
+    // Directories that were made before there were lists have none until something is revoked.
+    let list = layout.revocations();
+    if list.exists() {
+        tls.revocation_lists.push(list);
+    }
     let mut config = Config::new(args.listen, data, tls);
     config.admins.clone_from(&args.admins);
     config.backup = args.backup_target.clone().map(BackupConfig::new);
@@ -214,10 +234,19 @@ fn announce(global: &Global, running: &Running, port_file: Option<&Path>) -> Out
     }
 }
 
-/// SIGTERM and SIGINT.
+/// What a signal wants.
+enum Heard {
+    /// The end, by the signal of this name.
+    Stop(&'static str),
+    /// That files are read again.
+    Reload,
+}
+
+/// SIGTERM, SIGINT and SIGHUP.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    hangup: Signal,
 }
 
 impl Signals {
@@ -228,14 +257,25 @@ impl Signals {
         Ok(Self {
             terminate: on(SignalKind::terminate())?,
             interrupt: on(SignalKind::interrupt())?,
+            hangup: on(SignalKind::hangup())?,
         })
     }
 
-    /// The next signal's name.
-    async fn next(&mut self) -> &'static str {
+    /// The next signal.
+    async fn next(&mut self) -> Heard {
         tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.terminate.recv() => Heard::Stop("SIGTERM"),
+            _ = self.interrupt.recv() => Heard::Stop("SIGINT"),
+            _ = self.hangup.recv() => Heard::Reload,
+        }
+    }
+
+    /// The name of the next signal to stop.
+    async fn stop(&mut self) -> &'static str {
+        loop {
+            if let Heard::Stop(signal) = self.next().await {
+                return signal;
+            }
         }
     }
 }

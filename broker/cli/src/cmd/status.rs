@@ -1,11 +1,12 @@
 //! `millstream status`: the broker's state.
 
 use millstream::RequestError;
-use millstream_proto::message::BrokerStatus;
+use millstream_proto::message::{BrokerStatus, DoorStatus};
 use millstream_proto::storage::{Histogram, ShardStorage};
 use serde::Serialize;
 
 use crate::args::Global;
+use crate::clock;
 use crate::error::{CliError, Exit, Outcome};
 use crate::link;
 use crate::quantity::{show_bytes, show_count, show_ms};
@@ -13,16 +14,21 @@ use crate::table::Table;
 
 /// Shows it. A shard that has stopped is an error, so that a health check needs no parser.
 pub(crate) async fn run(global: &Global) -> Outcome {
-    let (status, storage, principal) = link::with(global, async |client| {
+    let (status, storage, door, principal) = link::with(global, async |client| {
         let status = client.status().await?;
         let storage = client.storage().await?;
-        Ok::<_, RequestError>((status, storage, client.principal()))
+        let door = client.door().await?;
+        Ok::<_, RequestError>((status, storage, door, client.principal()))
     })
     .await?;
     let out = global.output();
     if out.json {
-        let (status, storage) = (&status, &storage);
-        out.document(&Told { status, storage })?;
+        let (status, storage, door) = (&status, &storage, &door);
+        out.document(&Told {
+            status,
+            storage,
+            door,
+        })?;
     } else {
         let mut table = Table::new(&["BROKER", "VALUE"]);
         table.row(["version", &status.version]);
@@ -34,6 +40,7 @@ pub(crate) async fn run(global: &Global) -> Outcome {
             table.row(["resident memory", &show_bytes(status.resident_bytes)]);
         }
         out.line(&table.to_string())?;
+        out.line(&format!("\n{}", at_the_door(&door)))?;
         out.line(&format!("\n{}", shards(&status)))?;
         for shard in &storage {
             out.line(&format!("\n{}", figures(shard)))?;
@@ -54,6 +61,33 @@ struct Told<'a> {
     #[serde(flatten)]
     status: &'a BrokerStatus,
     storage: &'a [ShardStorage],
+    door: &'a DoorStatus,
+}
+
+/// What is in force at the door, for people.
+fn at_the_door(door: &DoorStatus) -> Table {
+    let mut table = Table::new(&["DOOR", "VALUE"]);
+    if let Some(until) = door.certificate_until_ms {
+        table.row(["certificate until", &clock::rfc3339(until)]);
+    }
+    let reloads = format!(
+        "{} times, {} failed",
+        show_count(door.reloads),
+        show_count(door.reload_failures)
+    );
+    table.row(["read again", &reloads]);
+    if let Some(trouble) = &door.trouble {
+        table.row(["not in force", trouble]);
+    }
+    if !door.needs_restart.is_empty() {
+        table.row(["needs a restart", &door.needs_restart.join(", ")]);
+    }
+    table.row(["handshakes", &show_count(door.handshakes)]);
+    table.row(["connections ended", &show_count(door.ended)]);
+    for (reason, n) in &door.refused {
+        table.row([&format!("refused: {reason}"), &show_count(*n)]);
+    }
+    table
 }
 
 /// The storage of one shard, for people.

@@ -17,7 +17,7 @@ use millstream_proto::{NameError, PipelineName, PluginName, TopicName};
 use super::expect::{ALERT_FROM, KIND, PARTITIONS, REDACTED, STRONG_FROM};
 use crate::error::{CliError, Outcome};
 use crate::link;
-use crate::pki::{self, InitRequest, Layout};
+use crate::pki::{self, InitRequest, IssueRequest, KeyKind, Layout, To};
 
 /// Tenant of everything in the demo.
 const TENANT: &str = "acme";
@@ -66,9 +66,19 @@ pub(super) fn certificates(dir: &Path) -> Outcome {
         admin: pki::ADMIN_NAME.to_owned(),
         hosts: Vec::new(),
         days: DAYS,
+        keys: KeyKind::P256,
     };
     pki::init(dir, &request).map_err(CliError::failure)?;
-    pki::issue(dir, TENANT, CLIENT, DAYS).map_err(CliError::failure)?;
+    let issue = IssueRequest {
+        to: To::Client {
+            tenant: TENANT.to_owned(),
+            name: CLIENT.to_owned(),
+        },
+        days: DAYS,
+        keys: None,
+        renew: false,
+    };
+    pki::issue(dir, &issue).map_err(CliError::failure)?;
     Ok(())
 }
 

@@ -1,4 +1,5 @@
-//! How the broker is set up: a TOML file, read once at the start and checked whole.
+//! How the broker is set up: a TOML file, read at the start and checked whole. Some of it is read
+//! again while the broker runs (see [`crate::credentials`]).
 //!
 //! [`raw`] is the file as it is written; [`Config`] is what the rest of the broker sees, with
 //! every value in its range and every path resolved. What is absent: anything that can be changed

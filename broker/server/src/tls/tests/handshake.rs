@@ -7,7 +7,9 @@ use rcgen::{
     RevokedCertParams, SerialNumber, date_time_ymd,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
-use rustls::{CertificateError, ClientConfig, ClientConnection, Error, ServerConnection};
+use rustls::{
+    CertificateError, ClientConfig, ClientConnection, Error, HandshakeKind, ServerConnection,
+};
 
 use super::*;
 
@@ -44,10 +46,21 @@ fn client(dir: &Dir, shown: Shown, alpn: &[u8]) -> ClientConfig {
 
 /// Passes messages to and fro: whom the server takes the client for, or what it objects to.
 fn handshake(dir: &Dir, client: ClientConfig) -> Result<Principal, Error> {
+    let server = server_config(&dir.files).unwrap();
+    let (principal, kind) = between(dir, server, &Arc::new(client))?;
+    assert_ne!(kind, HandshakeKind::Resumed);
+    Ok(principal)
+}
+
+/// As [`handshake`], and whether the client's certificate was looked at.
+fn between(
+    dir: &Dir,
+    server: rustls::ServerConfig,
+    client: &Arc<ClientConfig>,
+) -> Result<(Principal, HandshakeKind), Error> {
     let name = ServerName::try_from("localhost").unwrap();
-    let mut client = ClientConnection::new(Arc::new(client), name).unwrap();
-    let config = server_config(&dir.files).unwrap();
-    let mut server = ServerConnection::new(Arc::new(config)).unwrap();
+    let mut client = ClientConnection::new(Arc::clone(client), name).unwrap();
+    let mut server = ServerConnection::new(Arc::new(server)).unwrap();
     for _ in 0..8 {
         let mut bytes = Vec::new();
         while client.wants_write() {
@@ -72,9 +85,8 @@ fn handshake(dir: &Dir, client: ClientConfig) -> Result<Principal, Error> {
     let suite = server.negotiated_cipher_suite().unwrap().suite();
     assert_eq!(suite, CipherSuite::TLS13_AES_128_GCM_SHA256);
     let identity = &dir.files.identity;
-    Ok(identity
-        .principal(server.peer_certificates().unwrap())
-        .unwrap())
+    let principal = identity.principal(server.peer_certificates().unwrap());
+    Ok((principal.unwrap(), server.handshake_kind().unwrap()))
 }
 
 /// What the server objects to in this certificate.
@@ -158,9 +170,8 @@ fn who_a_client_is_decides_within_the_handshake() {
     assert!(handshake(&dir, client(&dir, other, ALPN)).is_ok());
 }
 
-#[test]
-fn a_revoked_certificate_is_refused_and_the_others_are_not() {
-    let mut dir = good();
+/// Puts the certificate with the number 7 on a list, which the broker is to heed.
+fn revoke_seven(dir: &mut Dir) {
     let revoked = RevokedCertParams {
         serial_number: SerialNumber::from(7),
         revocation_time: date_time_ymd(2024, 1, 1),
@@ -180,11 +191,48 @@ fn a_revoked_certificate_is_refused_and_the_others_are_not() {
     let file = dir.dir.path().join("revoked.pem");
     fs::write(&file, list).unwrap();
     dir.files.revocation_lists = vec![file];
-    let numbered = |number: u64| {
-        issued(&dir, |params| {
-            params.serial_number = Some(SerialNumber::from(number))
-        })
+}
+
+fn numbered(dir: &Dir, number: u64) -> Shown {
+    issued(dir, |params| {
+        params.serial_number = Some(SerialNumber::from(number));
+    })
+}
+
+#[test]
+fn a_revoked_certificate_is_refused_and_the_others_are_not() {
+    let mut dir = good();
+    revoke_seven(&mut dir);
+    let seven = numbered(&dir, 7);
+    assert_eq!(objection(&dir, seven), CertificateError::Revoked);
+    let eight = numbered(&dir, 8);
+    assert!(handshake(&dir, client(&dir, eight, ALPN)).is_ok());
+}
+
+/// What the absence of tickets is for: with them, a certificate is looked at once.
+#[test]
+fn a_ticket_does_not_stand_for_a_certificate() {
+    let mut dir = good();
+    let ticketer = aws_lc_rs::Ticketer::new().unwrap();
+    let with_tickets = |dir: &Dir| {
+        let mut config = server_config(&dir.files).unwrap();
+        config.ticketer = Arc::clone(&ticketer);
+        config.send_tls13_tickets = 2;
+        config
     };
-    assert_eq!(objection(&dir, numbered(7)), CertificateError::Revoked);
-    assert!(handshake(&dir, client(&dir, numbered(8), ALPN)).is_ok());
+    let mut seven = client(&dir, numbered(&dir, 7), ALPN);
+    seven.resumption = rustls::client::Resumption::in_memory_sessions(8);
+    let seven = Arc::new(seven);
+    let (_, first) = between(&dir, with_tickets(&dir), &seven).unwrap();
+    assert_ne!(first, HandshakeKind::Resumed);
+    revoke_seven(&mut dir);
+    // A server that gives tickets lets the revoked client in: the client does have one.
+    let (_, second) = between(&dir, with_tickets(&dir), &seven).unwrap();
+    assert_eq!(second, HandshakeKind::Resumed);
+    // Ours looks at the certificate, whatever ticket comes with it.
+    let refused = between(&dir, server_config(&dir.files).unwrap(), &seven);
+    assert_eq!(
+        refused.unwrap_err(),
+        Error::InvalidCertificate(CertificateError::Revoked)
+    );
 }
