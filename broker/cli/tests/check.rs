@@ -134,16 +134,8 @@ fn read(output: &Output) -> (Vec<u64>, usize) {
     (numbered.into_iter().map(number).collect(), others.len())
 }
 
-#[test]
-fn a_damaged_segment_is_found_taken_out_and_passed_over() {
-    let home = Home::new();
-    let nothing = home.ends(2, &["check", "--data-dir", "data"]);
-    assert!(text(&nothing.stderr).contains("data directory"));
-    assert!(!home.path().join("data").exists(), "a check makes nothing");
-    home.ends(2, &["check"]);
-    home.ends(2, &["check", "--online", "--quarantine"]);
-    home.ends(2, &["check", "--online"]);
-
+/// A broker with a topic of two partitions, some of which is sealed.
+fn filled(home: &Home) -> Serving {
     let serving = home.serve();
     home.good(&["topic", "create", "acme/t", "--partitions", "2"]);
     let lines: String = (0..RECORDS)
@@ -172,6 +164,28 @@ fn a_damaged_segment_is_found_taken_out_and_passed_over() {
     while asked() == 0 {
         std::thread::yield_now();
     }
+    serving
+}
+
+/// Flips a bit in the middle of a file.
+fn flip(file: &Path) {
+    let mut bytes = fs::read(file).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(file, bytes).unwrap();
+}
+
+#[test]
+fn a_damaged_segment_is_found_taken_out_and_passed_over() {
+    let home = Home::new();
+    let nothing = home.ends(2, &["check", "--data-dir", "data"]);
+    assert!(text(&nothing.stderr).contains("data directory"));
+    assert!(!home.path().join("data").exists(), "a check makes nothing");
+    home.ends(2, &["check"]);
+    home.ends(2, &["check", "--online", "--quarantine"]);
+    home.ends(2, &["check", "--online"]);
+
+    let serving = filled(&home);
     let in_use = home.ends(2, &["check", "--data-dir", "data"]);
     assert!(
         text(&in_use.stderr).contains("--online"),
@@ -185,10 +199,7 @@ fn a_damaged_segment_is_found_taken_out_and_passed_over() {
     assert_eq!(whole["segments"], home.segments().len());
 
     let victim = home.segments().remove(0);
-    let mut bytes = fs::read(&victim).unwrap();
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 1;
-    fs::write(&victim, bytes).unwrap();
+    flip(&victim);
     let told = text(&home.ends(1, &["check", "--data-dir", "data"]).stdout);
     assert!(
         told.contains("cannot be read: acme/t, partition 0, offsets"),

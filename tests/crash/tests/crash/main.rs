@@ -11,6 +11,7 @@ mod backup;
 mod full_disk;
 mod kill;
 mod reset;
+mod rows;
 
 /// The broker.
 const PROGRAM: &str = env!("CARGO_BIN_EXE_crash-broker");
