@@ -51,9 +51,26 @@ fn placed_crc<'a>(number: u64, offset: u64, parts: impl IntoIterator<Item = &'a 
     let mut place = [0; 16];
     place[..8].copy_from_slice(&number.to_le_bytes());
     place[8..].copy_from_slice(&offset.to_le_bytes());
+    let parts = parts.into_iter();
+    // The faster one is compiled with this crate: without optimisation it takes ten seconds for
+    // each GB.
+    if cfg!(debug_assertions) {
+        plain_crc(&place, parts)
+    } else {
+        folded_crc(&place, parts)
+    }
+}
+
+/// CRC-32C of `first` and `parts`, by the processor's instruction for it.
+fn plain_crc<'a>(first: &[u8], parts: impl Iterator<Item = &'a [u8]>) -> u32 {
+    parts.fold(crc32c::crc32c(first), crc32c::crc32c_append)
+}
+
+/// The same, by folding: at least twice as fast for whole blocks, where the processor can.
+fn folded_crc<'a>(first: &[u8], parts: impl Iterator<Item = &'a [u8]>) -> u32 {
     let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
-    digest.update(&place);
-    parts.into_iter().for_each(|part| digest.update(part));
+    digest.update(first);
+    parts.for_each(|part| digest.update(part));
     // It has 32 bits.
     digest.finalize() as u32
 }

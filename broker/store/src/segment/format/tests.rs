@@ -161,6 +161,20 @@ fn use_index(index: &Index, keys: [&[u8]; 2]) {
 
 proptest! {
     #[test]
+    fn both_checksums_are_the_same(
+        bytes in prop::collection::vec(any::<u8>(), 0..5_000), cuts: [usize; 3],
+    ) {
+        let mut at = cuts.map(|cut| cut % (bytes.len() + 1));
+        at.sort_unstable();
+        let [one, two, three] = at;
+        let first = &bytes[..one];
+        let parts = [&bytes[one..two], &bytes[two..three], &bytes[three..]];
+        let whole = crc32c::crc32c(&bytes);
+        prop_assert_eq!(plain_crc(first, parts.into_iter()), whole);
+        prop_assert_eq!(folded_crc(first, parts.into_iter()), whole);
+    }
+
+    #[test]
     fn blocks_round_trip(entries in any_entries(30), offset: u64) {
         let (builder, bytes) = block_of(&entries, offset);
         prop_assert_eq!(builder.first_key(), &entries[0].0[..]);
