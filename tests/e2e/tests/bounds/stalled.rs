@@ -13,8 +13,10 @@ const RECORD: usize = 1 << 20;
 /// Records that go through.
 const RECORDS: u64 = 192;
 /// What may be kept of them: the tail (24 MiB), the store's queue and cache (8 and 16 MiB), a
-/// send window (16 MiB) for each of two readers, the producer's own batches, what is being moved to a
-/// segment (16 MiB, and as much again where it is read from), and slack.
+/// send window (16 MiB) for each of two readers, the producer's own batches, the part of a segment
+/// that is being put in order (4 MiB), and slack: the allocator keeps for each thread what it has
+/// freed, up to 30 MiB for the store's writer and 18 for its sealer, whose pages the other one lets
+/// go of.
 const MEMORY: u64 = 176 << 20;
 
 #[tokio::test]

@@ -114,7 +114,8 @@ impl Rewriting {
     /// extents are left alone, unless there would be too many of them: then the average must grow.
     fn merging(&self, extents: u64, live: u64, step: u64) -> Aim {
         let most = self.most_extents.max(1);
-        let needed = live.saturating_mul(MERGE_GAIN) / most;
+        // Twice the average that would be just enough.
+        let needed = live.saturating_mul(2) / most;
         Aim::Merge {
             below: needed.max(MERGE_BELOW).min(step / MERGE_GAIN),
             gain: if extents > most {

@@ -103,6 +103,6 @@ fn larger_extents_are_merged_when_there_would_be_too_many() {
         assert_eq!((b, g), (below, gain), "{extents} extents, {live} bytes");
     };
     check(most, 1 << 30, MERGE_BELOW, MERGE_GAIN);
-    check(most, most << 18, 1 << 20, MERGE_GAIN);
+    check(most, most << 19, 1 << 20, MERGE_GAIN);
     check(most + 1, u64::MAX, (16 << 20) / MERGE_GAIN, MERGE_GAIN_FULL);
 }
