@@ -142,6 +142,7 @@ fn fresh(directory: &Path, recovery: Recovery) -> Outcome<(PathBuf, RedbStore)> 
     let path = directory.join("shard.redb");
     if path.exists() {
         std::fs::remove_file(&path)?;
+        std::fs::remove_dir_all(path.with_extension("segments"))?;
     }
     let store = RedbStore::open(&path, &config(recovery))?;
     Ok((path, store))

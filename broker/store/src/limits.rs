@@ -67,6 +67,8 @@ pub(crate) const PACK_BYTES: usize = 64 << 20;
 /// Length that a new hot file is given at once: what a small broker's newest records take.
 pub(crate) const ALLOTTED_BYTES: u64 = 16 << 20;
 
+/// Bytes of disk space that the hot file is given at once, ahead of where it is written.
+pub(crate) const AHEAD_BYTES: u64 = 32 << 20;
 /// Bytes of that which are written at once: whole pages of the engine.
 pub(crate) const ALLOT_STEP: usize = 64 << 10;
 

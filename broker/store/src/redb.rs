@@ -17,6 +17,7 @@
 //! What is absent: compaction of the file itself. Freed pages are used again, and sealing keeps
 //! what is in use below a limit.
 
+mod ahead;
 mod check;
 mod desk;
 mod extent;

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use ::redb::{BackendError, StorageBackend};
 
+use super::ahead::Ahead;
 use super::extent::SegmentRow;
 use crate::figures::StorageFigures;
 
@@ -126,6 +127,7 @@ impl Meter {
 pub(super) struct Metered<B> {
     backend: B,
     meter: Arc<Meter>,
+    ahead: Option<Ahead>,
 }
 
 impl<B> Metered<B> {
@@ -133,7 +135,14 @@ impl<B> Metered<B> {
         Self {
             backend,
             meter: Arc::clone(meter),
+            ahead: None,
         }
+    }
+
+    /// Has space found for the file before it is written.
+    pub(super) fn with(mut self, ahead: Ahead) -> Self {
+        self.ahead = Some(ahead);
+        self
     }
 }
 
@@ -157,6 +166,9 @@ impl<B: StorageBackend> StorageBackend for Metered<B> {
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         let bytes = data.len() as u64;
         self.meter.hot_written.fetch_add(bytes, Ordering::Relaxed);
+        if let Some(ahead) = &self.ahead {
+            ahead.reach(offset + bytes);
+        }
         self.backend.write(offset, data)
     }
 

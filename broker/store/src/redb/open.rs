@@ -22,6 +22,7 @@ use ::redb::{
     WriteTransaction,
 };
 
+use super::ahead::Ahead;
 use super::extent::SegmentRow;
 use super::hot::{HotIndex, Sight};
 use super::meter::{Meter, Metered, SealedTotals};
@@ -97,8 +98,12 @@ pub(super) fn open_file_of(
             detail,
         });
     }
+    let same = file
+        .try_clone()
+        .map_err(|source| io_error("open", path, source))?;
     let backend = FileBackend::new(file).map_err(|error| open_error(path, error.into()))?;
-    open_existing(Metered::new(backend, meter), len, (path, config, formats))
+    let backend = Metered::new(backend, meter).with(Ahead::new(same, len));
+    open_existing(backend, len, (path, config, formats))
 }
 
 /// Refuses to create the file `name` if there are segments already: they are those of a file that
