@@ -96,11 +96,12 @@ impl Backups {
     }
 
     async fn prune(&self) {
-        // The lock of a broker that died half-way is there until the next backup is made.
-        let lock = self.target.ids().await.ok().filter(|ids| ids.len() > KEPT);
-        if lock.is_some()
-            && let Err(error) = prune(&self.target, KEPT, &[]).await
-        {
+        let ids = self.target.ids().await.expect("the directory can be read");
+        if ids.len() <= KEPT {
+            return;
+        }
+        if let Err(error) = prune(&self.target, KEPT, &[]).await {
+            // The lock of a broker that died half-way is there until the next backup is made.
             let busy = error.to_string().contains("create-");
             assert!(busy, "old backups cannot be removed: {error}");
         }
