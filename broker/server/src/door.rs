@@ -128,16 +128,16 @@ impl State {
         // somebody else's share.
         if !proved {
             let scarce = self.turns.len() >= MAX_HANDSHAKES / 2;
-            if scarce || !self.unproved.take(UNPROVED_HANDSHAKES_PER_SECOND, now) {
+            if scarce || !self.unproved.take(UNPROVED_HANDSHAKES_PER_SECOND, 2, now) {
                 return Decision::Prove;
             }
         } else if !self
             .bucket(from, limits.per_address, now)
-            .take(limits.per_address, now)
+            .take(limits.per_address, 2, now)
         {
             return Decision::Refuse(Refusal::Address);
         }
-        if !self.all.take(HANDSHAKES_PER_SECOND, now) {
+        if !self.all.take(HANDSHAKES_PER_SECOND, 1, now) {
             return Decision::Refuse(Refusal::Handshakes);
         }
         if self.turns.len() >= MAX_HANDSHAKES {
@@ -183,7 +183,7 @@ impl State {
     }
 }
 
-/// So many in a second, and what was saved up in two.
+/// So many in a second, and what was saved up for some.
 #[derive(Default)]
 struct Bucket {
     /// What was used at `at`; it comes back with time.
@@ -199,9 +199,10 @@ impl Bucket {
         (self.used - since * f64::from(per_second)).max(0.0)
     }
 
-    fn take(&mut self, per_second: u32, now: Instant) -> bool {
+    /// One more, if there is one; what comes back in `seconds` can be had at once.
+    fn take(&mut self, per_second: u32, seconds: u32, now: Instant) -> bool {
         let used = self.used(per_second, now) + 1.0;
-        if used > 2.0 * f64::from(per_second) {
+        if used > f64::from(seconds) * f64::from(per_second) {
             return false;
         }
         self.used = used;

@@ -66,9 +66,10 @@ pub const MAX_CONNECTIONS: usize = 10_000;
 /// Handshakes at the same time; a further one takes the place of one that is half open. From half
 /// of them on, clients must prove their address first.
 pub const MAX_HANDSHAKES: usize = 256;
-/// Handshakes that begin in a second, over all addresses: each costs a signature, a third of a
-/// millisecond or so.
-pub const HANDSHAKES_PER_SECOND: u32 = 1000;
+/// Handshakes that begin in a second, over all addresses, and at most at once. Each costs signatures,
+/// half a millisecond or so; and one that failed takes some 30 KiB for another second, until no late
+/// packet of it can come any more.
+pub const HANDSHAKES_PER_SECOND: u32 = 500;
 /// Handshakes that begin in a second without a proof of the address; further clients must prove
 /// theirs, which costs them a round trip and the broker nothing that stays.
 pub const UNPROVED_HANDSHAKES_PER_SECOND: u32 = 100;

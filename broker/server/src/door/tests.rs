@@ -74,7 +74,7 @@ fn all_together_are_bounded_too() {
     let (door, start) = (Arc::new(Door::default()), Instant::now());
     let knock = |n| begun(door.knock(address(n), true, &LIMITS, start));
     let begun = (0..10_000).filter(|n| knock(*n).is_some()).count();
-    assert_eq!(begun, 2 * HANDSHAKES_PER_SECOND as usize);
+    assert_eq!(begun, HANDSHAKES_PER_SECOND as usize);
 }
 
 /// Whether somebody else has taken the turn.
@@ -95,6 +95,8 @@ fn the_half_open_push_out_each_other_and_nobody_else() {
     let mut good = begun(door.knock(address(9), true, &limits, start)).unwrap();
     let mut half_open = Vec::new();
     for n in 0..3 * MAX_HANDSHAKES {
+        // As fast as all together may.
+        let start = start + Duration::from_millis(2 * n as u64);
         let from = address(1 + (n % 2) as u32);
         half_open.extend(begun(door.knock(from, true, &limits, start)));
         assert!(door.busy() <= MAX_HANDSHAKES);
