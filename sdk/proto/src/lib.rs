@@ -8,6 +8,7 @@
 pub mod acl;
 pub mod backup;
 pub mod batch;
+mod checksum;
 pub mod code;
 pub mod frame;
 pub mod limits;

@@ -8,6 +8,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use super::header::{BatchHeader, CRC_FROM, Codec, Flags, HEADER_LEN};
 use super::{ABSENT, Batch, BatchError};
+use crate::checksum::crc32c;
 use crate::limits::{
     MAX_BATCH_BYTES, MAX_BATCH_HEADERS, MAX_BATCH_RECORDS, MAX_HEADER_NAME_BYTES, MAX_RECORD_BYTES,
     MAX_RECORD_HEADERS,
@@ -331,7 +332,7 @@ impl BatchBuilder {
             });
         }
         bytes[..HEADER_LEN].copy_from_slice(&header.encode());
-        header.crc = crc32c::crc32c(&bytes[CRC_FROM..]);
+        header.crc = crc32c(&bytes[CRC_FROM..]);
         bytes[4..8].copy_from_slice(&header.crc.to_le_bytes());
         Ok(Batch {
             header,

@@ -36,6 +36,7 @@ pub use columns::{Columns, Wanted};
 pub use header::{BATCH_VERSION, BatchHeader, CRC_FROM, Codec, Flags, HEADER_LEN, MAGIC};
 pub use view::{BatchView, HeaderIter, RecordRef};
 
+use crate::checksum::crc32c;
 use crate::code::{ErrorCode, WireError};
 use crate::offset::Offset;
 
@@ -153,7 +154,7 @@ impl Batch {
             found if found > needed => return Err(BatchError::Trailing(found - needed)),
             _ => {}
         }
-        let computed = crc32c::crc32c(&bytes[CRC_FROM..]);
+        let computed = crc32c(&bytes[CRC_FROM..]);
         if computed != header.crc {
             return Err(BatchError::BadChecksum {
                 stored: header.crc,
