@@ -175,7 +175,8 @@ pub(crate) fn lost(e: &rustls::Error) -> WireError {
             CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
                 "the client certificate has expired: issue a new one".to_owned()
             }
-            CertificateError::UnknownIssuer => {
+            // The second: another authority has the same name now.
+            CertificateError::UnknownIssuer | CertificateError::BadSignature => {
                 "the authority of the client certificate is not trusted any more: have it issued \
                  by one that is"
                     .to_owned()
@@ -233,7 +234,7 @@ mod tests {
             of(CertificateError::Revoked),
             of(CertificateError::Expired),
             of(CertificateError::UnknownIssuer),
-            of(CertificateError::BadSignature),
+            of(CertificateError::InvalidPurpose),
         ];
         for (i, one) in all.iter().enumerate() {
             assert_eq!(one.code, ErrorCode::CertificateRejected);
