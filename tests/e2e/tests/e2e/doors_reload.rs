@@ -184,7 +184,8 @@ async fn another_authority_takes_the_place_of_the_first() {
     assert!(matches!(e, ConnectError::UnknownAuthority { .. }), "{e}");
     let raw = inside(&broker, &old).await;
     std::fs::copy(other.ca(), broker.pki().ca()).unwrap();
-    // The list of the first authority's says nothing about the other's certificates.
+    // Both have the same name: a list of the first would be taken for a forged one of the second.
+    std::fs::copy(other.revocation_list(), broker.pki().revocation_list()).unwrap();
     assert_eq!(broker.reload().await.unwrap().ended, 1);
     cut(&raw, CUT, "authority").await;
     broker.connect(new).await.unwrap();
