@@ -1,21 +1,43 @@
 //! A consumer that reads a backlog which no cache holds: how fast, and what that costs producers.
 
+use futures_util::future::join;
+use millstream_proto::TopicName;
+
 use super::latency::{self, Ticks, acks};
 use super::live::Live;
 use super::payload::{Payload, Shape};
-use super::report::percentile;
-use super::scenario::{consume, create, produce};
+use super::report::{Report, percentile};
+use super::retention::between;
+use super::scenario::{QUIC, consume, create, produce};
 use super::stage::Stage;
 use super::{Bench, disk, process};
 use crate::error::{CliError, Outcome};
-use millstream_proto::TopicName;
 
 /// What was read, and from where.
+#[derive(Clone, Copy)]
 struct Reading {
     /// Bytes per second, as they are stored.
     rate: f64,
     /// What part of them came from the device.
     cold: f64,
+}
+
+/// Single records at a steady rate: what they waited for.
+struct Waits {
+    acks: Vec<f64>,
+    /// The 99th percentile of the store's commits, in microseconds.
+    commit: f64,
+}
+
+/// What one round measured.
+struct Round {
+    raw: f64,
+    quic: f64,
+    read: Reading,
+    read_beside: Reading,
+    alone: Waits,
+    beside_cached: Waits,
+    beside_cold: Waits,
 }
 
 /// Reads the backlog, alone and beside a producer of single records, and its files without a broker.
@@ -35,6 +57,9 @@ pub(super) async fn run(bench: &mut Bench<'_>) -> Outcome {
     let current = create(&live.client, "current", shape.partitions).await?;
     produce(&live.client, &backlog, &payload, shape, records).await?;
     let shard = live.rest().await?;
+    if shard.segments == 0 {
+        return Err(CliError::usage("nothing was sealed: give more --bytes"));
+    }
     let stored = shard.live_bytes + shard.unsealed_bytes;
     let reader = Reader {
         stage,
@@ -44,46 +69,124 @@ pub(super) async fn run(bench: &mut Bench<'_>) -> Outcome {
         records,
         stored,
     };
-    let (mut rates, mut middle, mut tail) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut colds, mut beside_rates) = (Vec::new(), Vec::new());
-    let count = args.rate.saturating_mul(latency::SECONDS);
+    let producer = Single {
+        live: &live,
+        topic: &current,
+        payload: &payload,
+        rate: args.rate,
+    };
+    let floor = stage.floor().await?;
+    let mut rounds = Vec::new();
     for round in 0..args.rounds {
         output.note(&format!("history, round {}", round + 1));
-        let ticks = Ticks::start(args.rate, count);
-        let alone = acks(&live.client, &current, &payload, ticks).await?;
+        let alone = producer.alone().await?;
         disk::forget(&live.place.data).await?;
         let raw = disk::read(&live.place.data).await?;
+        let quic = floor.fetch(args.bytes).await?;
+        disk::forget(&live.place.data).await?;
         let read = reader.read().await?;
-        let (ticks, end) = Ticks::endless(args.rate);
-        let reading = async {
-            let read = reader.read().await;
-            drop(end);
-            read
-        };
-        let acking = acks(&live.client, &current, &payload, ticks);
-        let (beside, read_beside) = futures_util::future::join(acking, reading).await;
-        let (beside, read_beside) = (latency::micros(&beside?), read_beside?);
-        let alone = latency::micros(&alone);
-        let at = |share| (percentile(&beside, share), percentile(&alone, share));
-        middle.push(at(0.5));
-        tail.push(at(0.99));
-        rates.push((read.rate / 1e6, raw / 1e6));
-        beside_rates.push((read_beside.rate / 1e6, read.rate / 1e6));
-        colds.push(read.cold.min(read_beside.cold));
+        // It has just been read.
+        let (beside_cached, _) = producer.beside(reader.read()).await?;
+        disk::forget(&live.place.data).await?;
+        let (beside_cold, read_beside) = producer.beside(reader.read()).await?;
+        rounds.push(Round {
+            raw,
+            quic,
+            read,
+            read_beside,
+            alone,
+            beside_cached,
+            beside_cold,
+        });
     }
     live.end(stage).await?;
     let said = format!("{} MiB stored, 1 consumer", stored >> 20);
-    let raw_is = "reading its segments, cold";
-    report.against("reading a cold backlog", "MB/s", &rates, raw_is, said);
-    let what = "the same beside a producer";
-    report.against(what, "MB/s", &beside_rates, "alone", String::new());
-    let said = "of what readers were sent".to_owned();
-    report.plain("read from the device, least", "x", &colds, said);
+    tell_reading(report, &rounds, &said);
     let said = format!("{} records/s of {} B", args.rate, shape.value_bytes);
-    let (floor_is, note) = ("without the reader", said.clone());
-    report.against("ack p50 beside the reader", "us", &middle, floor_is, note);
-    report.against("ack p99 beside the reader", "us", &tail, floor_is, said);
+    tell_waiting(report, &rounds, &said);
     Ok(())
+}
+
+fn tell_reading(report: &mut Report, rounds: &[Round], said: &str) {
+    let of = |pair: fn(&Round) -> (f64, f64)| -> Vec<(f64, f64)> {
+        let pairs = rounds.iter().map(pair);
+        pairs.map(|(a, b)| (a / 1e6, b / 1e6)).collect()
+    };
+    let pairs = of(|round| (round.read.rate, round.raw));
+    let (what, raw_is) = ("reading a cold backlog", "reading its segments, cold");
+    report.against(what, "MB/s", &pairs, raw_is, said.to_owned());
+    let pairs = of(|round| (round.read.rate, round.quic));
+    report.against("the same", "MB/s", &pairs, QUIC, String::new());
+    let pairs = of(|round| (round.read_beside.rate, round.read.rate));
+    let what = "the same beside a producer";
+    report.against(what, "MB/s", &pairs, "alone", String::new());
+    let cold = |round: &Round| round.read.cold.min(round.read_beside.cold);
+    let colds: Vec<f64> = rounds.iter().map(cold).collect();
+    let note = "of what the reader was sent, the rest being hot".to_owned();
+    report.plain("read from the device", "x", &colds, note);
+}
+
+fn tell_waiting(report: &mut Report, rounds: &[Round], said: &str) {
+    type Beside = fn(&Round) -> &Waits;
+    let readers: [(&str, Beside); 2] = [
+        ("a cached backlog's reader", |round| &round.beside_cached),
+        ("a cold backlog's reader", |round| &round.beside_cold),
+    ];
+    for (reader, beside) in readers {
+        for (name, share) in [("p50", 0.5), ("p99", 0.99)] {
+            let pair = |round: &Round| {
+                let beside = percentile(&beside(round).acks, share);
+                (beside, percentile(&round.alone.acks, share))
+            };
+            let pairs: Vec<(f64, f64)> = rounds.iter().map(pair).collect();
+            let what = format!("ack {name} beside {reader}");
+            report.against(&what, "us", &pairs, "without", said.to_owned());
+        }
+        let pair = |round: &Round| (beside(round).commit, round.alone.commit);
+        let pairs: Vec<(f64, f64)> = rounds.iter().map(pair).collect();
+        let what = format!("commit p99 beside {reader}");
+        report.against(&what, "us", &pairs, "without", String::new());
+    }
+}
+
+/// A producer of single records at a steady rate.
+struct Single<'a> {
+    live: &'a Live,
+    topic: &'a TopicName,
+    payload: &'a Payload,
+    rate: u32,
+}
+
+impl Single<'_> {
+    async fn alone(&self) -> Outcome<Waits> {
+        let count = self.rate.saturating_mul(latency::SECONDS);
+        self.waits(Ticks::start(self.rate, count)).await
+    }
+
+    /// As long as `reading` takes.
+    async fn beside(
+        &self,
+        reading: impl Future<Output = Outcome<Reading>>,
+    ) -> Outcome<(Waits, Reading)> {
+        let (ticks, end) = Ticks::endless(self.rate);
+        let reading = async {
+            let read = reading.await;
+            drop(end);
+            read
+        };
+        let (waits, read) = join(self.waits(ticks), reading).await;
+        Ok((waits?, read?))
+    }
+
+    async fn waits(&self, ticks: Ticks) -> Outcome<Waits> {
+        let before = self.live.storage().await?.commit_us;
+        let acks = acks(&self.live.client, self.topic, self.payload, ticks).await?;
+        let after = self.live.storage().await?.commit_us;
+        Ok(Waits {
+            acks: latency::micros(&acks),
+            commit: between(&before, &after, 0.99),
+        })
+    }
 }
 
 /// A consumer on a thread of its own, so that what it unpacks does not delay the producer's clock.
@@ -97,9 +200,8 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// Reads everything, after the system has forgotten what it had cached of it.
+    /// Reads everything.
     async fn read(&self) -> Outcome<Reading> {
-        disk::forget(&self.live.place.data).await?;
         let before = process::read(self.stage.dir());
         let config = self.stage.client_config(&self.live.broker);
         let (topic, shape, records) = (self.topic.clone(), self.shape, self.records);

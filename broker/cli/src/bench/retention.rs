@@ -105,7 +105,7 @@ async fn watched(dir: &Path, work: impl Future<Output = Outcome<f64>>) -> Outcom
 
 /// The value that `share` of those counted between two readings do not exceed, taken as spread
 /// evenly within their bucket; 0 without any.
-fn between(before: &Histogram, after: &Histogram, share: f64) -> f64 {
+pub(super) fn between(before: &Histogram, after: &Histogram, share: f64) -> f64 {
     let had = before.counts.iter().chain(std::iter::repeat(&0));
     let counts = after.counts.iter().zip(had);
     let counts: Vec<u64> = counts.map(|(now, had)| now.saturating_sub(*had)).collect();

@@ -19,7 +19,7 @@ use crate::error::{CliError, Outcome};
 /// Records handed to the producer in one call.
 const CALL_RECORDS: u64 = 4096;
 /// The floor's name in reports.
-const QUIC: &str = "quic, no broker";
+pub(super) const QUIC: &str = "quic, no broker";
 
 pub(super) fn topic(name: &str) -> Outcome<TopicName> {
     format!("bench/{name}").parse().map_err(CliError::failure)
