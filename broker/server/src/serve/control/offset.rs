@@ -37,7 +37,9 @@ fn check(topic: &Topic, partition: PartitionId, offset: Offset) -> Result<(), Wi
         return Err(WireError::new(ErrorCode::UnknownPartition, text));
     };
     let end = found.end();
-    if offset > end {
+    // Where a partition ends that cannot be read nobody knows; whoever had read all of it stands
+    // behind what was found, and has others to commit with it.
+    if offset > end && found.unreadable().is_none() {
         let text = format!(
             "offset {offset} of topic {name} partition {partition} cannot be committed: the \
              partition ends at {end}"
@@ -205,4 +207,45 @@ pub(super) async fn find(
         offsets.push((partition.id(), offset));
     }
     Ok(Response::Offsets(offsets))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a panic is a test's way to fail")]
+mod tests {
+    use millstream_proto::topic::TopicConfig;
+    use millstream_store::key::record;
+
+    use super::*;
+    use crate::guests::fixture::{Rec, batch_of};
+    use crate::log::holed::Holed;
+    use crate::log::{Append, TailBudget, append};
+
+    fn open(store: &Arc<Holed>) -> Arc<Topic> {
+        let store = Arc::clone(store) as Arc<dyn millstream_store::Store>;
+        let (name, config) = ("acme/t".parse().unwrap(), TopicConfig::default());
+        Topic::open(7, name, config, store, TailBudget::new(0)).unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_was_read_before_the_end_became_unknown_can_be_committed() {
+        let store = Holed::new();
+        let topic = open(&store);
+        for _ in 0..2 {
+            let batch = batch_of(&[Rec::new("k", "v")]);
+            let appends = vec![Append::to(&topic, PartitionId(0), batch).unwrap()];
+            append(topic.store(), appends, WriteBatch::new())
+                .await
+                .unwrap();
+        }
+        let of = |topic: &Arc<Topic>, offset| check(topic, PartitionId(0), Offset(offset));
+        assert_eq!(of(&topic, 2), Ok(()));
+        let beyond = of(&topic, 3).unwrap_err();
+        assert_eq!(beyond.code, ErrorCode::OffsetOutOfRange);
+
+        store.hole(record::range(7, 0, 1..2));
+        let shut = open(&store);
+        let partition = shut.partition(PartitionId(0)).unwrap();
+        assert!(partition.unreadable().is_some() && partition.end() < Offset(2));
+        assert_eq!(of(&shut, 2), Ok(()));
+    }
 }

@@ -40,7 +40,7 @@ pub(super) async fn begin(peer: &Peer, open: OpenSubscription) -> Result<Begun, 
             tracing::warn!(topic = %topic.name(), "a reader is told: {gap}");
             notices.push(notice(&Notice::Gap(gap)));
         }
-        let stop = open.until_end.then(|| partition.end());
+        let stop = open.until_end.then(|| stop(&partition));
         cursors.push(Cursor::new(partition, next, stop));
     }
     let positions = cursors.iter().map(|c| (c.partition.id(), c.next)).collect();
@@ -59,6 +59,15 @@ pub(super) async fn begin(peer: &Peer, open: OpenSubscription) -> Result<Begun, 
         opened,
         notices,
     })
+}
+
+/// Where a reader is done who reads up to the end. Nobody knows where a partition ends that cannot be
+/// read: he stands before it and is told, rather than be done with what he has not seen.
+pub(super) fn stop(partition: &Partition) -> Offset {
+    match partition.unreadable() {
+        None => partition.end(),
+        Some(_) => Offset(u64::MAX),
+    }
 }
 
 async fn attach(

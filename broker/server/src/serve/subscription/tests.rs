@@ -12,6 +12,7 @@ use millstream_store::key::offset::{OffsetKey, OffsetRow};
 use millstream_store::key::record;
 use millstream_store::{Space, Store, WriteBatch};
 
+use super::begin::stop;
 use super::*;
 use crate::guests::fixture::{Rec, batch_of};
 use crate::limits::SHUT_RETRY;
@@ -148,6 +149,33 @@ async fn a_partition_that_cannot_be_read_stands_still_and_the_others_go_on() {
     tokio::time::advance(SHUT_RETRY).await;
     assert_eq!(turn(&mut reader, 0).await, [Told::Up(0, 2), Told::Up(0, 4)]);
     assert!(reader.cursors[0].is_done());
+}
+
+#[tokio::test]
+async fn who_reads_up_to_the_end_is_not_done_with_a_partition_whose_end_nobody_knows() {
+    let holed = Holed::new();
+    let before = topic(&(Arc::clone(&holed) as Arc<dyn Store>)).await;
+    holed.hole(keys(0, 2..3));
+    let (name, config) = (before.name().clone(), TopicConfig::clone(&before.config()));
+    let store = Arc::clone(before.store());
+    let topic = Topic::open(TOPIC, name, config, store, TailBudget::new(0)).unwrap();
+    let [shut, open] = [0, 1].map(|p| topic.partition(PartitionId(p)).unwrap());
+    assert!(shut.unreadable().is_some() && shut.end() < Offset(4));
+    // Who had read all of it, and who had read what was found.
+    for next in [Offset(4), shut.end()] {
+        let mut reader = reader(&topic);
+        reader.cursors = vec![
+            Cursor::new(Arc::clone(&shut), next, Some(stop(&shut))),
+            Cursor::new(Arc::clone(&open), Offset(4), Some(stop(&open))),
+        ];
+        assert!(reader.cursors[1].is_done() && !reader.cursors[0].has_said_all());
+        let told = turn(&mut reader, 0).await;
+        assert!(
+            matches!(told[..], [Told::Notice(Notice::Shut { at, .. })] if at == next),
+            "{told:?}"
+        );
+        assert!(reader.cursors[0].has_said_all());
+    }
 }
 
 #[tokio::test]
