@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use millstream_proto::{ErrorCode, Principal, WireError};
 use quinn::Connection;
@@ -77,7 +78,7 @@ impl Sessions {
         principal: Principal,
         most: usize,
     ) -> Option<Known> {
-        let due = runs_out(&chain, UnixTime::now());
+        let due = first_look(&chain);
         let mut inner = self.lock();
         if inner.open.len() >= most {
             return None;
@@ -188,6 +189,12 @@ pub(crate) fn lost(e: &rustls::Error) -> WireError {
     WireError::new(ErrorCode::CertificateRejected, text)
 }
 
+/// When the certificates of a new connection are looked at again for the first time. That may be
+/// over: a client can show its certificate and put off the end of the handshake until it has run out.
+fn first_look(chain: &[CertificateDer<'_>]) -> Option<u64> {
+    runs_out(chain, UnixTime::since_unix_epoch(Duration::ZERO))
+}
+
 /// The first second after `now` at which a certificate of the chain is not good any more.
 fn runs_out(chain: &[CertificateDer<'_>], now: UnixTime) -> Option<u64> {
     let ends = chain.iter().filter_map(|certificate| {
@@ -201,8 +208,6 @@ fn runs_out(chain: &[CertificateDer<'_>], now: UnixTime) -> Option<u64> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a panic is a test's way to fail")]
 mod tests {
-    use std::time::Duration;
-
     use rcgen::{CertificateParams, KeyPair, date_time_ymd};
 
     use super::*;
@@ -225,6 +230,8 @@ mod tests {
         assert_eq!(runs_out(&chain, now(at(2030) + 1)), Some(at(2050) + 1));
         assert_eq!(runs_out(&chain, now(at(2060))), None);
         assert_eq!(runs_out(&[CertificateDer::from(vec![1, 2])], now(0)), None);
+        // What ran out during the handshake is looked at too.
+        assert_eq!(first_look(&chain), Some(at(2010) + 1));
     }
 
     #[test]
