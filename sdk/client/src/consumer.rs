@@ -333,9 +333,10 @@ impl Consumer {
                 tracing::warn!(%topic, "{gap}");
                 let stops = self.wish.on_setback == OnSetback::Stop;
                 let (partition, at) = (gap.partition, gap.resumes_at());
-                if at == gap.from {
-                    self.positions.go_back(partition, at);
-                } else if !stops {
+                if stops || at == gap.from {
+                    // One that stops has not passed the gap: what it commits must not say so.
+                    self.positions.go_back(partition, gap.from);
+                } else {
                     self.positions.begin(partition, gap.from);
                     self.positions.pass_over(partition, at);
                 }

@@ -404,12 +404,19 @@ async fn a_partition_that_is_shut_is_told_of_and_the_others_are_read() {
             OnSetback::Stop => assert_eq!(offsets, []),
         }
     }
-    broker.state().notices = vec![Notice::Gap(lost)];
+    let removed = told(0, 2, GapCause::Removed);
+    broker.state().notices = vec![Notice::Gap(removed)];
     let consumer = client.consumer(topic()).on_setback(OnSetback::Stop);
+    // As the broker opens it: behind the gap.
+    let consumer = consumer.start(StartAt::Offset(Offset(2)));
+    let consumer = consumer.named("reader".parse().unwrap());
     let mut consumer = consumer.until_end(true).build().await.unwrap();
     let setback = consumer.next_batch().await.unwrap().unwrap_err();
-    assert!(matches!(setback, ConsumeError::Gap { gap, .. } if gap == lost));
+    assert!(matches!(setback, ConsumeError::Gap { gap, .. } if gap == removed));
     assert!(consumer.next_batch().await.is_none());
+    // It has not passed the gap, and who comes next is to hear of it too.
+    consumer.commit().await.unwrap();
+    assert_eq!(broker.state().committed[&PartitionId(0)], Offset(0));
 }
 
 #[tokio::test]
