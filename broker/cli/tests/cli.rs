@@ -138,6 +138,18 @@ fn certificates_are_listed_shown_renewed_and_revoked() {
         2,
         &with(&["pki", "issue", "pki", "--p256", "--ed25519"]),
     );
+    // Without the list a broker would let in who was cut off.
+    let list = at.join("pki/crl.pem");
+    fs::remove_file(&list).unwrap();
+    let serve = ["serve", "--pki", "pki", "--data", "data"];
+    let missing = bad(at, 4, &[&serve[..], &["--listen", "127.0.0.1:0"]].concat());
+    let again = format!("pki revoke pki --serial {serial}");
+    assert!(
+        missing.contains("crl.pem") && missing.contains(&again),
+        "{missing}"
+    );
+    good(at, &["pki", "revoke", "pki", "--serial", &serial]);
+    assert!(list.exists());
     // A key that others can read makes nothing more.
     let key = at.join("pki/ca.key");
     fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();

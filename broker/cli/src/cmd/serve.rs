@@ -163,11 +163,7 @@ fn configuration(args: &ServeArgs) -> Outcome<Config> {
     tls.identity = Identity::Uri {
         trust_domain: Some(domain.clone()),
     };
-    // Directories that were made before there were lists have none until something is revoked.
-    let list = layout.revocations();
-    if list.exists() {
-        tls.revocation_lists.push(list);
-    }
+    tls.revocation_lists.extend(revocations(&layout)?);
     let mut config = Config::new(args.listen, data, tls);
     config.admins.clone_from(&args.admins);
     config.backup = args.backup_target.clone().map(BackupConfig::new);
@@ -180,6 +176,30 @@ fn configuration(args: &ServeArgs) -> Outcome<Config> {
         config.admins.push(admin);
     }
     Ok(config)
+}
+
+/// The list of what the authority has revoked. Directories that were made before there were lists
+/// have none until something is; without it later on, those who were cut off would be let in.
+fn revocations(layout: &Layout) -> Outcome<Option<PathBuf>> {
+    let list = layout.revocations();
+    if list.exists() {
+        return Ok(Some(list));
+    }
+    let issued = pki::list(layout.root()).map_err(CliError::failure)?;
+    let Some(revoked) = issued.iter().find(|entry| entry.revoked.is_some()) else {
+        return Ok(None);
+    };
+    let missing = format!(
+        "{} is missing, and certificates were revoked: without it they would be accepted",
+        list.display()
+    );
+    // Who is on the list already can be revoked again, which writes all of it.
+    let again = format!(
+        "write it anew: millstream pki revoke {} --serial {}",
+        layout.root().display(),
+        revoked.serial
+    );
+    Err(CliError::new(Exit::NotFound, missing).next(again))
 }
 
 fn explain_config(error: ConfigError, file: &Path) -> CliError {
