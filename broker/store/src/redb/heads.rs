@@ -124,6 +124,8 @@ impl Gathered<'_> {
         let how = match self.head {
             // Hot records in between would not be in order otherwise.
             0 if self.hot.first().is_some_and(|(key, _)| **key < *range.end) => How::Keys,
+            // Nor one that has been told of already be told apart from the old one in its place.
+            0 if self.has_told_of(range.start) => How::Keys,
             0 => How::Together,
             head => How::Values(head),
         };
@@ -146,6 +148,10 @@ impl Gathered<'_> {
         }
     }
 
+    fn has_told_of(&self, key: &[u8]) -> bool {
+        self.page.heads.last().is_some_and(|last| *last.key == *key)
+    }
+
     fn sealed(&mut self, segment: &Segment, told: Told) -> Result<Flow, Fault> {
         let (key, rows, stored) = match &told {
             Told::Block {
@@ -160,7 +166,7 @@ impl Gathered<'_> {
             return Ok(Flow::Full);
         }
         // The hot one is newer.
-        if self.page.heads.last().is_some_and(|last| last.key == *key) {
+        if self.has_told_of(key) {
             return Ok(Flow::On);
         }
         let bytes = stored.saturating_sub((rows * TRAILER_LEN) as u64);

@@ -142,6 +142,25 @@ fn a_damaged_header_is_damage_of_its_segment() {
     assert!(store.health().borrow().cause().is_none());
 }
 
+/// What lies behind it in the same block must not be passed over with the old one.
+#[test]
+fn what_is_written_anew_where_an_extent_begins_is_told_of_once() {
+    let store = store(&FaultFiles::new());
+    put(&store, 0, 0..10, SMALL);
+    store.seal_now();
+    put(&store, 0, 0..1, 70);
+    for head in [0, 1] {
+        for from in [key(0, 0), Key::from([0])] {
+            let snapshot = store.snapshot().unwrap();
+            let range = &from[..]..&key(1, 0)[..];
+            let page = snapshot.heads(Space::Records, range, ALL, head).unwrap();
+            let bytes = (16 + 70) + 9 * (16 + SMALL) as u64;
+            assert_eq!(totals(&page.heads), (10, bytes), "{head} from {from:?}");
+            assert!(!page.more);
+        }
+    }
+}
+
 /// Removes the topic in steps of four large records, and says how many there were.
 fn steps(store: &RedbStore) -> usize {
     let all = record::range_topic(1);
