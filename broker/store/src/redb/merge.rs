@@ -97,12 +97,30 @@ pub(super) fn scan(
         hot.partition_point(|(key, _)| comes_before(key, end))
     });
     let mut page = merged(view, (&hot[..kept], sealed), direction, limit)?;
-    page.more |= hot_more || end.is_some();
-    match end.and_then(|end| end.fault) {
+    let fault = end.as_ref().is_some_and(|end| end.fault.is_some());
+    page.more |= hot_more || kept < hot.len() || (end.is_some() && !fault);
+    match (end.and_then(|end| end.fault), page.rows.last()) {
         // What comes before what cannot be read is served: the error is for whoever asks for that.
-        Some(fault) if page.rows.is_empty() => Err(fault),
+        (Some(fault), None) => Err(fault),
+        (Some(_), Some(last)) if !page.more => {
+            page.more = anything_behind(view, &range, direction, &last.key);
+            Ok(page)
+        }
         _ => Ok(page),
     }
+}
+
+/// Whether something comes behind `last`, the last record before what cannot be read, or the error
+/// does. Neither does if `last` is a hot record in the place of all that cannot be.
+fn anything_behind(view: &View, range: &Range<&[u8]>, direction: Direction, last: &[u8]) -> bool {
+    let behind = successor(last);
+    let rest = match direction {
+        Direction::Forward => &behind[..]..range.end,
+        Direction::Backward => range.start..last,
+    };
+    // No hot record is left in there: this asks itself once more at most.
+    rest.start < rest.end
+        && scan(view, rest, direction, ScanLimit::ONE).map_or(true, |page| !page.rows.is_empty())
 }
 
 /// Why sealed records end before their range does.
