@@ -13,7 +13,7 @@ use std::ops::Range;
 
 use ::redb::Error as RedbError;
 
-use super::{OfflineStore, QuarantineError, apply_rows};
+use super::{OfflineStore, QuarantineError, apply_rows, is_gone};
 use crate::batch::{Durability, Key, WriteBatch};
 use crate::limits::TRAILER_LEN;
 use crate::redb::extent::{Extent, SegmentRow, run_of, successor};
@@ -22,7 +22,7 @@ use crate::redb::records::WriteFault;
 use crate::redb::view::View;
 use crate::redb::write::begin;
 use crate::redb::{EXTENTS, LostRun, Recovery, SEGMENTS};
-use crate::segment::{Segment, SegmentError};
+use crate::segment::{Segment, SegmentError, Segments, StoredFile};
 use crate::store::Direction;
 use crate::writer::caught;
 
@@ -86,7 +86,7 @@ impl OfflineStore {
         let read = caught(|| Rows::read(view)).map_err(|panic| self.hot(panic))?;
         let plan = read
             .map_err(|error| self.hot(error))?
-            .plan(&self.open_all()?);
+            .plan(&self.open_all()?, &self.segments)?;
         let mended = plan.mended();
         if mended.is_nothing() {
             return Ok(mended);
@@ -124,24 +124,44 @@ impl OfflineStore {
         Ok(())
     }
 
-    /// The segments that can be opened, whatever the rows say. One that cannot be holds nothing
-    /// that a row could be made of; what its extents name is found to be lost with it.
+    /// The segments that can be opened, whatever the rows say. One that is damaged or missing holds
+    /// nothing that a row could be made of; what its extents name is found to be lost with it.
+    ///
+    /// One that cannot be opened for another reason may be whole, so nothing may be given up for
+    /// its sake. No more than the summaries are kept: there may be more segments than a process may
+    /// have files open.
     fn open_all(&self) -> Result<BTreeMap<u64, Opened>, QuarantineError> {
         let files = self.segments.files();
         let listed = files.list().map_err(self.io("list", files.path(0)))?;
-        let opened = listed.into_iter().map(|file| {
-            let segment = Segment::open(&**files, file.number, file.bytes).ok();
-            let bytes = file.bytes;
-            (file.number, Opened { segment, bytes })
-        });
-        Ok(opened.collect())
+        let mut all = BTreeMap::new();
+        for StoredFile { number, bytes } in listed {
+            let holds = match Segment::open(&**files, number, bytes) {
+                Ok(segment) => Some(Holds {
+                    first: Key::from(segment.first_key()),
+                    last: Key::from(segment.last_key()),
+                    bytes: segment.data_bytes(),
+                }),
+                Err(error) if is_gone(&error) => None,
+                Err(error) => return Err(error.into()),
+            };
+            all.insert(number, Opened { holds, bytes });
+        }
+        Ok(all)
     }
 }
 
 /// A segment's file.
 struct Opened {
-    /// Its index could be read.
-    segment: Option<Segment>,
+    /// What its index says, if that could be read.
+    holds: Option<Holds>,
+    bytes: u64,
+}
+
+/// What a segment holds as a whole.
+struct Holds {
+    first: Key,
+    last: Key,
+    /// Of keys and values.
     bytes: u64,
 }
 
@@ -179,11 +199,15 @@ impl Plan {
 }
 
 impl Rows {
-    fn plan(mut self, open: &BTreeMap<u64, Opened>) -> Plan {
+    fn plan(
+        mut self,
+        open: &BTreeMap<u64, Opened>,
+        segments: &Segments,
+    ) -> Result<Plan, SegmentError> {
         let mut plan = Plan::default();
         for start in &self.damaged {
             let bound = self.bound(start);
-            let found = rebuilt(open, start, &bound);
+            let found = rebuilt(open, segments, start, &bound)?;
             if found.is_empty() {
                 let end = match bound.open {
                     true => successor(start),
@@ -207,7 +231,7 @@ impl Rows {
         plan.segments
             .retain(|number, row| known.get(number) != Some(&Some(*row)));
         plan.damaged = self.damaged;
-        plan
+        Ok(plan)
     }
 
     fn read(view: &View) -> Result<Self, RedbError> {
@@ -272,9 +296,8 @@ impl Rows {
         let row = |(number, (extents, live_bytes)): (u64, (u64, u64))| {
             let known = self.segments.get(&number).copied().flatten();
             let file = open.get(&number);
-            let data = file
-                .and_then(|file| file.segment.as_ref())
-                .map(Segment::data_bytes);
+            let data = file.and_then(|file| file.holds.as_ref());
+            let data = data.map(|holds| holds.bytes);
             let row = SegmentRow {
                 // What the row says, if it can be read: a file of another length is damaged.
                 file_bytes: known.map_or(file.map_or(0, |file| file.bytes), |row| row.file_bytes),
@@ -301,18 +324,25 @@ fn end_of_run(start: &Key) -> Key {
 }
 
 /// The extents that lie between `start` and `bound`, as the segments say.
-fn rebuilt(open: &BTreeMap<u64, Opened>, start: &Key, bound: &Bound) -> BTreeMap<Key, Extent> {
+fn rebuilt(
+    open: &BTreeMap<u64, Opened>,
+    segments: &Segments,
+    start: &Key,
+    bound: &Bound,
+) -> Result<BTreeMap<Key, Extent>, SegmentError> {
     let range = &start[..]..&bound.end[..];
-    let overlaps =
-        |segment: &&Segment| segment.first_key() < range.end && range.start <= segment.last_key();
-    let segments = open.values().filter_map(|opened| opened.segment.as_ref());
-    let segments: Vec<&Segment> = segments.filter(overlaps).collect();
+    let overlaps = |holds: &Holds| *holds.first < *range.end && *range.start <= *holds.last;
     let mut keys = Keys::new();
-    for segment in &segments {
-        match keys_in(segment, &range) {
+    for (number, opened) in open {
+        if !opened.holds.as_ref().is_some_and(overlaps) {
+            continue;
+        }
+        let segment = segments.get(*number, opened.bytes)?;
+        match keys_in(&segment, &range) {
             // Of two that have a key the newer one counts.
             Ok(found) => keys.extend(found),
-            Err(_) => return damaged(segment, &range),
+            Err(why) if is_gone(&why) => return Ok(damaged(&segment, &range)),
+            Err(why) => return Err(why),
         }
     }
     let mut extents: BTreeMap<Key, Extent> = BTreeMap::new();
@@ -333,7 +363,7 @@ fn rebuilt(open: &BTreeMap<u64, Opened>, start: &Key, bound: &Bound) -> BTreeMap
             }
         }
     }
-    extents
+    Ok(extents)
 }
 
 /// Of each key, the segment that has it, and the bytes of the entry.

@@ -1,7 +1,14 @@
 //! Damaged rows of the sealed part are made anew of the segments, or what they named is given up.
 
+use std::io::ErrorKind;
+use std::sync::Arc;
+
+use ::redb::backends::FileBackend;
+
 use super::*;
+use crate::fault::Effect;
 use crate::redb::Mended;
+use crate::segment::fault::{FaultFiles, FileFault, FileOperation};
 
 impl Closed {
     fn mend(&self) -> Mended {
@@ -130,5 +137,40 @@ fn what_no_segment_has_is_given_up_up_to_what_follows() {
     for partition in [0, 1] {
         let end = lost::end_of_loss(&*snapshot, 7, partition, half).unwrap();
         assert_eq!(end, Some(SEALED));
+    }
+}
+
+/// What cannot be read now, for another reason than damage, may be whole: it is not given up.
+#[test]
+fn nothing_is_given_up_for_a_segment_that_cannot_be_read_now() {
+    let closed = Closed::new();
+    let files = FaultFiles::new();
+    for number in closed.listed() {
+        files.put(number, fs::read(closed.segment(number)).unwrap());
+    }
+    for operation in [FileOperation::Open, FileOperation::Read] {
+        closed.damage_extent(&key(0, 0));
+        for nth in 1.. {
+            let mut options = fs::File::options();
+            let file = options.read(true).write(true).open(closed.path()).unwrap();
+            let backend = FileBackend::new(file).unwrap();
+            let segments = Arc::new(files.clone());
+            let mut store = OfflineStore::open_with(backend, segments, closed.path()).unwrap();
+            let effect = Effect::Fail(ErrorKind::Other);
+            files.set_fault(FileFault {
+                operation,
+                nth,
+                effect,
+            });
+            // A block is read again, by itself, if it could not be read with those behind it.
+            if let Ok(done) = store.mend(&mut lost_rows) {
+                assert!(nth > 3, "both were opened, and one was read");
+                assert_eq!(done, mended(1, 0));
+                break;
+            }
+            assert!(files.has_struck(), "{operation:?} {nth}");
+        }
+        files.clear_fault();
+        closed.holds(ALL, ALL);
     }
 }
