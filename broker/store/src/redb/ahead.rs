@@ -39,6 +39,9 @@ impl Ahead {
             Ok(()) => next,
             Err(error) => {
                 tracing::debug!(%error, "no space is given ahead of writes");
+                if let Err(error) = give_back(&self.file) {
+                    tracing::debug!(%error, "what was given of it is kept");
+                }
                 u64::MAX
             }
         };
@@ -55,6 +58,13 @@ fn give(file: &File, from: u64, len: u64) -> io::Result<()> {
 #[cfg(not(target_os = "linux"))]
 fn give(_: &File, _: u64, _: u64) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
+}
+
+/// Gives back what lies behind the file's end. A file system that has less than it was asked for may
+/// have given all of that before it refused, and others need it: the sealer, to make room in here.
+/// Only the thread that writes the file comes here, and that alone changes its length.
+fn give_back(file: &File) -> io::Result<()> {
+    file.set_len(file.metadata()?.len())
 }
 
 #[cfg(test)]
@@ -77,6 +87,23 @@ mod tests {
         assert_eq!(taken(), first, "that was asked for already");
         ahead.reach(AHEAD_BYTES + 8192);
         assert!(taken() > first);
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn what_is_given_back_is_all_behind_the_end() {
+        use std::os::unix::fs::{FileExt, MetadataExt};
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&[7; 5000], 0).unwrap();
+        give(&file, 0, AHEAD_BYTES).unwrap();
+        assert!(file.metadata().unwrap().blocks() * 512 >= AHEAD_BYTES);
+        give_back(&file).unwrap();
+        let left = file.metadata().unwrap();
+        assert_eq!(left.len(), 5000);
+        assert!(left.blocks() * 512 < AHEAD_BYTES / 2, "{}", left.blocks());
+        let mut read = [0; 5000];
+        file.read_exact_at(&mut read, 0).unwrap();
+        assert_eq!(read, [7; 5000]);
     }
 
     #[test]
