@@ -142,6 +142,56 @@ fn extents_stay_few_however_often_little_is_sealed() {
     check(&machine.open(&config), &rows);
 }
 
+/// Retention cuts a record off each of many small extents, again and again. What is left of them is
+/// wanted, and must not be rewritten for each cut: that would go on as long as anything is appended.
+#[test]
+fn what_is_cut_little_by_little_is_not_rewritten_each_time() {
+    const PARTITIONS: u32 = 125;
+    const ROUNDS: u64 = 120;
+    const KEPT: u64 = 20;
+    const LEN: usize = 800;
+    let config = RedbConfig {
+        hot_bytes: 1 << 20,
+        segment_bytes: 128 << 10,
+        ..tiny()
+    };
+    let (machine, mut rows) = (Machine::new(), Rows::new());
+    let store = machine.open(&config);
+    let figures = || store.stats().storage;
+    for round in 0..ROUNDS {
+        put(
+            &store,
+            &mut rows,
+            (0..PARTITIONS).map(|at| (at, round, LEN)),
+        );
+        let mut batch = WriteBatch::new();
+        for partition in 0..PARTITIONS {
+            let cut = record::range(1, partition, 0..(round + 1).saturating_sub(KEPT));
+            batch.delete_range(Space::Records, cut);
+        }
+        commit(&store, batch).unwrap();
+        // All is rewritten that is ever going to be: how fast the sealer is does not matter.
+        let settled = || {
+            let (garbage, live) = (figures().garbage_bytes, figures().live_bytes);
+            garbage < config.segment_bytes || garbage < (garbage + live) / 5
+        };
+        wait_until_or(settled, || format!("{:?}", figures()));
+    }
+    rows.retain(|key, _| key[8..] >= (ROUNDS - KEPT).to_be_bytes()[..]);
+    check(&store, &rows);
+    let (appended, written) = (figures().appended_bytes, figures().segment_written_bytes);
+    assert!(
+        written < 6 * appended,
+        "{written} bytes written for {appended}"
+    );
+    // Nor does what is not wanted stay: a fifth, what is hot, and what may be garbage anyway.
+    let wanted = u64::from(PARTITIONS) * KEPT * LEN as u64;
+    let most = 2 * wanted + 2 * config.segment_bytes;
+    assert!(machine.segment_bytes() < most, "{:?}", figures());
+    drop(store);
+    check(&machine.open(&config), &rows);
+}
+
 /// Files of which one cannot be read for as long as a test wants.
 #[derive(Clone)]
 struct BadFiles {

@@ -1,10 +1,13 @@
 //! The rows that say what is sealed: reading them, and changing them within a write transaction.
 
+mod kept;
+
 use std::ops::Range;
 use std::sync::Arc;
 
 use ::redb::{Error as RedbError, ReadableTable, Table, WriteTransaction};
 
+use self::kept::kept;
 use super::extent::{Extent, RowDamaged, SegmentRow, run_of, successor, without};
 use super::meter::SealedTotals;
 use super::records::WriteFault;
@@ -87,7 +90,8 @@ impl<'t> SealedTables<'t> {
         }
     }
 
-    /// Takes `range` out of the extents. How much of a segment was cut is known to its index.
+    /// Takes `range` out of the extents. How much is left of those it cuts is told by [`kept`]; the
+    /// rest is what their segment loses, so that its row stays the sum of its extents.
     pub(super) fn cut(
         &mut self,
         range: &Range<&[u8]>,
@@ -97,18 +101,16 @@ impl<'t> SealedTables<'t> {
             opened(self.extents.remove(&start[..]))?;
             let row = self.segment(extent.segment)?;
             let parts = without(&start, &extent.end, (range.start, range.end));
-            let kept = |part: &(&[u8], &[u8])| {
-                // An index that cannot be read gives the error to whoever reads the records.
-                let segment = segments.get(extent.segment, row.file_bytes);
-                segment.map_or(0, |segment| segment.bytes_in(part.0..part.1))
-            };
+            let whole = &start[..]..&extent.end[..];
             let mut left = extent.bytes;
             let mut pieces = 0;
-            for part in parts.into_iter().flatten() {
-                let bytes = kept(&part).min(left);
+            for (from, to) in parts.into_iter().flatten() {
+                // An index that cannot be read gives the error to whoever reads the records.
+                let segment = segments.get(extent.segment, row.file_bytes).ok();
+                let bytes = kept(&whole, extent.bytes, &(from..to), segment.as_deref()).min(left);
                 left -= bytes;
                 pieces += 1;
-                self.insert(part.0, part.1, extent.segment, bytes)?;
+                self.insert(from, to, extent.segment, bytes)?;
             }
             let row = SegmentRow {
                 live_bytes: row.live_bytes.saturating_sub(left),

@@ -19,6 +19,10 @@ use crate::redb::read::Fault;
 use crate::redb::view::View;
 use crate::segment::SegmentError;
 
+/// Once fewer than this part (one in so many) of the extents are there from which on they would be
+/// looked through, that is lowered.
+const MERGE_AGAIN: u64 = 4;
+
 /// What has become of a rewriting.
 pub(super) enum Rewritten {
     /// Nothing is to be rewritten.
@@ -110,6 +114,14 @@ impl Rewriting {
         self.merge_from = twice.max(more).max(self.most_extents / MERGE_SHARE);
     }
 
+    /// There are so many extents now. If most are gone since they were looked through, those that
+    /// come are looked through before there are as many again.
+    fn left(&mut self, extents: u64) {
+        if extents < self.merge_from / MERGE_AGAIN {
+            self.merged(extents);
+        }
+    }
+
     /// What to do about `extents` that hold `live` bytes, if a step may move `step` bytes. Large
     /// extents are left alone, unless there would be too many of them: then the average must grow.
     fn merging(&self, extents: u64, live: u64, step: u64) -> Aim {
@@ -186,6 +198,7 @@ impl Sealer {
             return Err(SealError::Closing);
         };
         self.rewriting.excuse();
+        self.rewriting.left(self.shared.meter.extents());
         if self.rewriting.round.is_none() {
             self.rewriting.round = self.due(&view)?;
         }

@@ -87,6 +87,15 @@ fn extents_are_looked_through_when_there_are_twice_as_many_as_were_left() {
     rewriting.merged(4 * most);
     check(&rewriting, 5 * most);
     assert!(!rewriting.is_behind(4 * most));
+    // A few gone change nothing, most of them do: by what is left, and never below the first bound.
+    rewriting.left(5 * most / 4);
+    check(&rewriting, 5 * most);
+    rewriting.left(most);
+    check(&rewriting, 5 * most / 4);
+    rewriting.left(most / 4);
+    check(&rewriting, most / 2);
+    rewriting.left(0);
+    check(&rewriting, most / MERGE_SHARE);
     // Not even the smallest hot file has extents looked through all the time.
     assert!(!Rewriting::new(0).wants_merging(0));
 }
