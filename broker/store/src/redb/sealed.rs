@@ -114,7 +114,7 @@ impl<'t> SealedTables<'t> {
             }
             let row = SegmentRow {
                 live_bytes: row.live_bytes.saturating_sub(left),
-                extents: row.extents + pieces - 1,
+                extents: (row.extents + pieces).saturating_sub(1),
                 ..row
             };
             self.set_segment(extent.segment, row)?;
@@ -283,7 +283,7 @@ impl<'t> SealedTables<'t> {
         let old = self.segment(extent.segment)?;
         let left = SegmentRow {
             live_bytes: old.live_bytes.saturating_sub(extent.bytes),
-            extents: old.extents - 1,
+            extents: old.extents.saturating_sub(1),
             ..old
         };
         self.set_segment(extent.segment, left)?;

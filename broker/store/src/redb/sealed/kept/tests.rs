@@ -9,7 +9,7 @@ use ::redb::{Database, ReadableTable};
 use proptest::prelude::*;
 
 use super::super::*;
-use super::{BLOCK_BYTES, offset_at, share};
+use super::{BLOCK_BYTES, kept, offset_at, share};
 use crate::limits::TRAILER_LEN;
 use crate::segment::fault::FaultFiles;
 use crate::segment::{OpenLimits, SegmentWriter};
@@ -127,6 +127,16 @@ fn what_is_left_of_large_batches_is_known() {
             check_sums(tables);
         }
     });
+}
+
+/// It says nothing of what is left, which does not make that unwanted.
+#[test]
+fn an_index_that_cannot_be_read_leaves_the_share() {
+    let (start, middle, end) = (key(1, 10), key(1, 15), successor(&key(1, 19)));
+    let (whole, part) = (&start[..]..&end[..], &middle[..]..&end[..]);
+    assert_eq!(kept(&whole, 1000, &part, None), 500);
+    let (whole, part) = (&b"a"[..]..&b"c"[..], &b"b"[..]..&b"c"[..]);
+    assert_eq!(kept(&whole, 1000, &part, None), 0);
 }
 
 #[test]
