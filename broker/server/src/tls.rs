@@ -7,6 +7,7 @@
 
 mod files;
 mod identity;
+mod revocations;
 mod verifier;
 
 use std::sync::Arc;
@@ -92,19 +93,22 @@ pub fn server_config(files: &TlsFiles) -> Result<rustls::ServerConfig, TlsError>
 /// [`TlsError`], naming the file.
 fn verifier(files: &TlsFiles, provider: &Arc<CryptoProvider>) -> Result<Verifier, TlsError> {
     let mut roots = RootCertStore::empty();
-    for ca in certificates("client CA certificate", &files.client_ca)? {
+    let authorities = certificates(CLIENT_CA, &files.client_ca)?;
+    for ca in &authorities {
         roots
-            .add(ca)
-            .map_err(|e| content("client CA certificate", &files.client_ca, &e))?;
+            .add(ca.clone())
+            .map_err(|e| content(CLIENT_CA, &files.client_ca, &e))?;
     }
     let roots = Arc::new(roots);
     let mut verifier = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(provider));
     if !files.revocation_lists.is_empty() {
-        // Authorities that publish no list stay usable; a list that has run out still revokes.
+        // Authorities that publish no list stay usable; a list that has run out still revokes. One
+        // of an authority that is not known would revoke nothing: below, it is refused.
         verifier = verifier.allow_unknown_revocation_status();
     }
     for file in &files.revocation_lists {
         let lists = sections::<CertificateRevocationListDer<'_>>(REVOCATIONS, file)?;
+        revocations::check(&lists, file, &authorities, &files.client_ca)?;
         verifier = verifier.with_crls(lists);
     }
     let verifier = verifier.build().map_err(|e| {
@@ -154,6 +158,7 @@ pub(crate) fn reset_key(files: &TlsFiles) -> Result<ResetKey, TlsError> {
 }
 
 const SERVER_CERTIFICATE: &str = "server certificate";
+const CLIENT_CA: &str = "client CA certificate";
 const REVOCATIONS: &str = "certificate revocation list";
 
 /// AES-128-GCM first: with the instructions that nearly every processor has it is the fastest,

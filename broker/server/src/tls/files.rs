@@ -44,6 +44,36 @@ pub enum TlsError {
         /// Its permission bits.
         mode: u32,
     },
+    /// A revocation list is of an authority that vouches for nobody here.
+    #[error(
+        "the certificate revocation list {} is one of {issuer:?}, which is none of the authorities in \
+         {}: it would revoke nothing; name a list of those, or add the certificate of this authority \
+         there, as an intermediate one needs it too",
+        file.display(), client_ca.display()
+    )]
+    ListOfNobody {
+        /// The list's file.
+        file: PathBuf,
+        /// Whose list it says it is.
+        issuer: String,
+        /// The file of the authorities.
+        client_ca: PathBuf,
+    },
+    /// A revocation list names an authority that has not signed it.
+    #[error(
+        "the certificate revocation list {} says that it is one of {issuer:?}, and no key of that \
+         authority in {} has signed it: fetch the list again, or the authority's certificate if its \
+         key is a new one",
+        file.display(), client_ca.display()
+    )]
+    ListNotSigned {
+        /// The list's file.
+        file: PathBuf,
+        /// Whose list it says it is.
+        issuer: String,
+        /// The file of the authorities.
+        client_ca: PathBuf,
+    },
     /// Certificate and key do not belong together, or the cryptography refuses them.
     #[error("{} and {} cannot be used together: {why}", cert.display(), key.display())]
     Pair {

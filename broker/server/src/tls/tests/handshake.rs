@@ -3,8 +3,8 @@
 use millstream_proto::Principal;
 use rcgen::SanType;
 use rcgen::{
-    CertificateRevocationListParams, ExtendedKeyUsagePurpose, KeyIdMethod, RevocationReason,
-    RevokedCertParams, SerialNumber, date_time_ymd,
+    CertificateRevocationListParams, DnType, ExtendedKeyUsagePurpose, KeyIdMethod,
+    RevocationReason, RevokedCertParams, SerialNumber, date_time_ymd,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use rustls::{
@@ -172,6 +172,14 @@ fn who_a_client_is_decides_within_the_handshake() {
 
 /// Puts the certificate with the number 7 on a list, which the broker is to heed.
 fn revoke_seven(dir: &mut Dir) {
+    let list = list_with_seven(&dir.ca);
+    let file = dir.dir.path().join("revoked.pem");
+    fs::write(&file, list).unwrap();
+    dir.files.revocation_lists = vec![file];
+}
+
+/// A list of an authority, in PEM.
+fn list_with_seven(ca: &CertifiedIssuer<'_, KeyPair>) -> String {
     let revoked = RevokedCertParams {
         serial_number: SerialNumber::from(7),
         revocation_time: date_time_ymd(2024, 1, 1),
@@ -187,10 +195,7 @@ fn revoke_seven(dir: &mut Dir) {
         revoked_certs: vec![revoked],
         key_identifier_method: KeyIdMethod::Sha256,
     };
-    let list = list.signed_by(&dir.ca).unwrap().pem().unwrap();
-    let file = dir.dir.path().join("revoked.pem");
-    fs::write(&file, list).unwrap();
-    dir.files.revocation_lists = vec![file];
+    list.signed_by(ca).unwrap().pem().unwrap()
 }
 
 fn numbered(dir: &Dir, number: u64) -> Shown {
@@ -207,6 +212,52 @@ fn a_revoked_certificate_is_refused_and_the_others_are_not() {
     assert_eq!(objection(&dir, seven), CertificateError::Revoked);
     let eight = numbered(&dir, 8);
     assert!(handshake(&dir, client(&dir, eight, ALPN)).is_ok());
+}
+
+#[test]
+fn a_list_that_could_revoke_nothing_is_refused() {
+    let mut dir = good();
+    revoke_seven(&mut dir);
+    // As the first authority and not with its key, or under another name.
+    let other = |name: &str| {
+        let mut ca = CertificateParams::new(Vec::new()).unwrap();
+        ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        ca.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        ca.distinguished_name.push(DnType::CommonName, name);
+        CertifiedIssuer::self_signed(ca, KeyPair::generate().unwrap()).unwrap()
+    };
+    let (stranger, again) = (other("stranger"), other("stranger"));
+    let file = dir.dir.path().join("stranger.crl");
+    fs::write(&file, list_with_seven(&stranger)).unwrap();
+    dir.files.revocation_lists.push(file.clone());
+    let e = refused(&dir.files);
+    let says = |part: &str| e.contains(part);
+    assert!(
+        says("stranger.crl") && says("CN=stranger") && says("ca.pem"),
+        "{e}"
+    );
+    assert!(says("revoke nothing") && says("intermediate"), "{e}");
+
+    let add = |ca: &CertifiedIssuer<'_, KeyPair>| {
+        let before = fs::read_to_string(&dir.files.client_ca).unwrap();
+        fs::write(&dir.files.client_ca, before + &ca.pem()).unwrap();
+    };
+    add(&again);
+    let e = refused(&dir.files);
+    let says = |part: &str| e.contains(part);
+    assert!(
+        says("stranger.crl") && says("no key") && says("ca.pem"),
+        "{e}"
+    );
+
+    // One of two certificates with that name has the key.
+    add(&stranger);
+    server_config(&dir.files).unwrap();
+    // Of several lists in a file each is looked at.
+    let both = list_with_seven(&stranger) + &list_with_seven(&other("nobody"));
+    fs::write(&file, both).unwrap();
+    let e = refused(&dir.files);
+    assert!(e.contains("CN=nobody"), "{e}");
 }
 
 /// What the absence of tickets is for: with them, a certificate is looked at once.
