@@ -8,7 +8,7 @@ use millstream_proto::message::Response;
 use millstream_proto::topic::StartAt;
 use millstream_proto::{ConsumerName, ErrorCode, Offset, PartitionId, TopicName, WireError};
 use millstream_store::key::offset::{OffsetKey, OffsetRow, range_topic};
-use millstream_store::{Direction, ScanLimit, Space, WriteBatch};
+use millstream_store::{Direction, ReadError, ScanLimit, Space, WriteBatch};
 use tokio::sync::MutexGuard;
 
 use crate::catalog::{read_error, storage_error};
@@ -81,7 +81,17 @@ pub(super) async fn commit(
     if batch.is_empty() {
         return Ok(Response::Done);
     }
-    let known = known(&topic).await?;
+    put(&topic, consumer, batch).await?;
+    Ok(Response::Done)
+}
+
+/// Stores what a consumer commits, and its name among those that are known.
+async fn put(
+    topic: &Arc<Topic>,
+    consumer: &ConsumerName,
+    batch: WriteBatch,
+) -> Result<(), WireError> {
+    let known = known(topic).await?;
     let is_new = !known
         .as_ref()
         .is_some_and(|names| names.contains(consumer.as_str()));
@@ -97,12 +107,51 @@ pub(super) async fn commit(
         );
         return Err(WireError::new(ErrorCode::InvalidConfig, text));
     }
-    let committed = peer.broker.store.commit(batch).await;
+    let committed = topic.store().commit(batch).await;
     committed.map_err(|e| storage_error(&e))?;
-    if let Some(names) = held.as_mut().and_then(|names| names.as_mut()) {
-        names.insert(consumer.as_str().to_owned());
+    match held.as_mut() {
+        Some(names) => {
+            names
+                .get_or_insert_default()
+                .insert(consumer.as_str().to_owned());
+        }
+        None => count_again(topic, consumer).await,
     }
-    Ok(Response::Done)
+    Ok(())
+}
+
+/// Sees to it that a name counts under which something was committed while nobody was held up: it
+/// may have been forgotten before that reached the store.
+async fn count_again(topic: &Arc<Topic>, consumer: &ConsumerName) {
+    let mut known = topic.consumers.lock().await;
+    let Some(names) = known.as_mut() else {
+        return;
+    };
+    if names.contains(consumer.as_str()) {
+        return;
+    }
+    // Or behind that: then there is nothing left to count. Nobody forgets it just now.
+    let (of, name) = (Arc::clone(topic), consumer.clone());
+    match tokio::task::spawn_blocking(move || has_offsets(&of, &name)).await {
+        Ok(Ok(true)) => {
+            names.insert(consumer.as_str().to_owned());
+        }
+        Ok(Ok(false)) => {}
+        // Whoever has to know next reads them all.
+        Ok(Err(_)) | Err(_) => *known = None,
+    }
+}
+
+/// Whether anything is committed under a name. Blocking.
+fn has_offsets(topic: &Topic, consumer: &ConsumerName) -> Result<bool, ReadError> {
+    let snapshot = topic.store().snapshot()?;
+    for partition in topic.partitions().iter() {
+        let key = key(topic, partition.id(), consumer);
+        if snapshot.get(Space::Offsets, &key)?.is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// The names under which offsets of the topic are committed. They are read once.
@@ -152,17 +201,22 @@ pub(super) async fn forget(
     consumer: &ConsumerName,
 ) -> Result<Response, WireError> {
     let topic = serve::topic(peer, topic, Operation::Consume)?;
-    let mut known = known(&topic).await?;
+    remove(&topic, consumer).await?;
+    Ok(Response::Done)
+}
+
+async fn remove(topic: &Arc<Topic>, consumer: &ConsumerName) -> Result<(), WireError> {
+    let mut known = known(topic).await?;
     let mut batch = WriteBatch::new();
     for partition in topic.partitions().iter() {
-        batch.delete(Space::Offsets, key(&topic, partition.id(), consumer));
+        batch.delete(Space::Offsets, key(topic, partition.id(), consumer));
     }
-    let committed = peer.broker.store.commit(batch).await;
+    let committed = topic.store().commit(batch).await;
     committed.map_err(|e| storage_error(&e))?;
     if let Some(names) = known.as_mut() {
         names.remove(consumer.as_str());
     }
-    Ok(Response::Done)
+    Ok(())
 }
 
 pub(super) async fn fetch(
@@ -212,16 +266,23 @@ pub(super) async fn find(
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a panic is a test's way to fail")]
 mod tests {
+    use std::sync::Mutex;
+
+    use futures_util::poll;
     use millstream_proto::topic::TopicConfig;
     use millstream_store::key::record;
+    use millstream_store::{
+        CommitError, Done, Health, MemoryStore, Pending, Permit, Snapshot, Store, StoreStats,
+    };
+    use tokio::sync::watch;
 
     use super::*;
     use crate::guests::fixture::{Rec, batch_of};
     use crate::log::holed::Holed;
     use crate::log::{Append, TailBudget, append};
 
-    fn open(store: &Arc<Holed>) -> Arc<Topic> {
-        let store = Arc::clone(store) as Arc<dyn millstream_store::Store>;
+    fn open<S: Store>(store: &Arc<S>) -> Arc<Topic> {
+        let store = Arc::clone(store) as Arc<dyn Store>;
         let (name, config) = ("acme/t".parse().unwrap(), TopicConfig::default());
         Topic::open(7, name, config, store, TailBudget::new(0)).unwrap()
     }
@@ -247,5 +308,111 @@ mod tests {
         let partition = shut.partition(PartitionId(0)).unwrap();
         assert!(partition.unreadable().is_some() && partition.end() < Offset(2));
         assert_eq!(of(&shut, 2), Ok(()));
+    }
+
+    /// A store that keeps back what is handed to it, while it is told to.
+    struct Slow {
+        inner: MemoryStore,
+        kept: Mutex<Option<Vec<(Permit, WriteBatch, Done)>>>,
+    }
+
+    impl Slow {
+        fn keep(&self) {
+            *self.kept.lock().unwrap() = Some(Vec::new());
+        }
+
+        /// What was kept back until now; nothing is any more.
+        fn take(&self) -> Vec<(Permit, WriteBatch, Done)> {
+            self.kept.lock().unwrap().take().unwrap()
+        }
+
+        fn submit_all(&self, kept: Vec<(Permit, WriteBatch, Done)>) {
+            for (permit, batch, done) in kept {
+                self.inner.submit(permit, batch, done);
+            }
+        }
+    }
+
+    impl Store for Slow {
+        fn snapshot(&self) -> Result<Box<dyn Snapshot>, ReadError> {
+            self.inner.snapshot()
+        }
+
+        fn reserve(&self, bytes: usize) -> Pending<Result<Permit, CommitError>> {
+            self.inner.reserve(bytes)
+        }
+
+        fn try_reserve(&self, bytes: usize) -> Result<Option<Permit>, CommitError> {
+            self.inner.try_reserve(bytes)
+        }
+
+        fn submit(&self, permit: Permit, batch: WriteBatch, done: Done) {
+            match self.kept.lock().unwrap().as_mut() {
+                Some(kept) => kept.push((permit, batch, done)),
+                None => self.inner.submit(permit, batch, done),
+            }
+        }
+
+        fn health(&self) -> watch::Receiver<Health> {
+            self.inner.health()
+        }
+
+        fn stats(&self) -> StoreStats {
+            self.inner.stats()
+        }
+
+        fn close(&self) {
+            self.inner.close();
+        }
+    }
+
+    fn offset(topic: &Topic, consumer: &ConsumerName) -> WriteBatch {
+        let row = OffsetRow {
+            offset: 0,
+            metadata: String::new(),
+        };
+        let mut batch = WriteBatch::new();
+        let key = key(topic, PartitionId(0), consumer);
+        batch.put(Space::Offsets, key, row.encode());
+        batch
+    }
+
+    /// Whether a name counts, which must be so if there is anything under it.
+    async fn counts(topic: &Arc<Topic>, consumer: &ConsumerName) -> bool {
+        let known = known(topic).await.unwrap();
+        let counts = known.as_ref().unwrap().contains(consumer.as_str());
+        assert_eq!(has_offsets(topic, consumer).unwrap(), counts);
+        counts
+    }
+
+    #[tokio::test]
+    async fn a_name_counts_that_is_forgotten_while_it_commits_if_it_is_left_with_an_offset() {
+        let inner = MemoryStore::new().unwrap();
+        let kept = Mutex::default();
+        let store = Arc::new(Slow { inner, kept });
+        let topic = open(&store);
+        let name: ConsumerName = "a".parse().unwrap();
+        put(&topic, &name, offset(&topic, &name)).await.unwrap();
+        assert!(counts(&topic, &name).await);
+
+        // The store has it after it has forgotten.
+        store.keep();
+        let mut late = Box::pin(put(&topic, &name, offset(&topic, &name)));
+        assert!(poll!(late.as_mut()).is_pending());
+        let kept = store.take();
+        remove(&topic, &name).await.unwrap();
+        assert!(!counts(&topic, &name).await);
+        store.submit_all(kept);
+        late.await.unwrap();
+        assert!(counts(&topic, &name).await);
+
+        // The store has it before it forgets, and whoever committed hears of it afterwards.
+        store.keep();
+        let mut early = Box::pin(put(&topic, &name, offset(&topic, &name)));
+        assert!(poll!(early.as_mut()).is_pending());
+        store.submit_all(store.take());
+        remove(&topic, &name).await.unwrap();
+        early.await.unwrap();
+        assert!(!counts(&topic, &name).await);
     }
 }
