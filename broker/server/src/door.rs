@@ -216,7 +216,7 @@ impl Bucket {
 }
 
 /// What counts as one address: whoever has a network of IPv6 has all the addresses in it.
-fn network(from: IpAddr) -> IpAddr {
+pub(crate) fn network(from: IpAddr) -> IpAddr {
     match from.to_canonical() {
         IpAddr::V4(v4) => IpAddr::V4(v4),
         IpAddr::V6(v6) => {

@@ -224,6 +224,11 @@ pub const MAX_FINDING_RANGES: usize = 16;
 pub const MAX_COUNTED_TENANTS: usize = millstream_plugin::limits::MAX_COUNTED_TENANTS;
 /// Who reads the metrics at the same time; further ones wait until their connection is accepted.
 pub const METRICS_CONNECTIONS: usize = 8;
+/// Of these, those that one address can have over TLS: it cannot keep all others from reading.
+pub const METRICS_CONNECTIONS_PER_ADDRESS: usize = METRICS_CONNECTIONS / 2;
+/// Time for the handshake of a connection that asks for metrics over TLS: until then anybody can
+/// hold one.
+pub const METRICS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Bytes of a request for metrics, before its body, which is not read.
 pub const METRICS_HEADER_BYTES: usize = 8 << 10;
 /// Header lines of a request for metrics.
@@ -237,6 +242,10 @@ pub const METRICS_TIMEOUT: Duration = Duration::from_secs(10);
 pub const METRICS_ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 const _: () = assert!(METRICS_HEADER_TIMEOUT.as_secs() < METRICS_TIMEOUT.as_secs());
+const _: () = assert!(
+    METRICS_HANDSHAKE_TIMEOUT.as_secs() + METRICS_HEADER_TIMEOUT.as_secs()
+        < METRICS_TIMEOUT.as_secs()
+);
 
 // Guests and pipelines.
 

@@ -6,6 +6,8 @@
 //! administrator at the other end. A connection carries one request, so that a certificate counts
 //! for one answer only.
 
+mod turns;
+
 use std::convert::Infallible;
 use std::future::ready;
 use std::io;
@@ -24,15 +26,17 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::runtime::Builder;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
+use self::turns::Turns;
 use super::gather;
 use crate::broker::Broker;
 use crate::config::{Config, TlsFiles};
 use crate::credentials::Credentials;
 use crate::limits::{
-    METRICS_ACCEPT_PAUSE, METRICS_CONNECTIONS, METRICS_HEADER_BYTES, METRICS_HEADER_TIMEOUT,
+    METRICS_ACCEPT_PAUSE, METRICS_HANDSHAKE_TIMEOUT, METRICS_HEADER_BYTES, METRICS_HEADER_TIMEOUT,
     METRICS_HEADERS, METRICS_TIMEOUT,
 };
 use crate::tls::{self, TlsError};
@@ -194,10 +198,10 @@ async fn accept(
         Ok(socket) => socket,
         Err(e) => return tracing::error!("metrics are not served: {e}"),
     };
-    let turns = Arc::new(Semaphore::new(METRICS_CONNECTIONS));
+    let turns = Turns::default();
     let accepting = async {
-        // Never closed.
-        while let Ok(turn) = Arc::clone(&turns).acquire_owned().await {
+        loop {
+            let mut turn = turns.next().await;
             let (stream, from) = match socket.accept().await {
                 Ok(accepted) => accepted,
                 Err(e) => {
@@ -207,6 +211,11 @@ async fn accept(
                 }
             };
             let tls = tls.as_mut().map(|tls| tls.now(&broker.credentials));
+            // Who is on the machine has one address with everybody else there.
+            if tls.is_some() && !turn.give(from.ip()) {
+                tracing::info!(%from, "metrics are being read from that address often enough");
+                continue;
+            }
             let broker = Arc::clone(&broker);
             tokio::spawn(async move {
                 let served = tokio::time::timeout(METRICS_TIMEOUT, serve(stream, tls, broker));
@@ -234,7 +243,7 @@ async fn serve(
     let Some(tls) = tls else {
         return Ok(converse(stream, broker, None).await?);
     };
-    let stream = tls.accept(stream).await?;
+    let stream = shake_hands(&tls, stream).await?;
     let (_, session) = stream.get_ref();
     let chain = session.peer_certificates().unwrap_or(&[]);
     // Again, with what is in force now: the handshake may have begun before.
@@ -246,6 +255,18 @@ async fn serve(
         Err(e) => Some(e.to_string()),
     };
     Ok(converse(stream, broker, refusal).await?)
+}
+
+/// The handshake, which whoever has no certificate does not get behind.
+async fn shake_hands<S: AsyncRead + AsyncWrite + Unpin>(
+    tls: &TlsAcceptor,
+    stream: S,
+) -> io::Result<TlsStream<S>> {
+    let shaken = tokio::time::timeout(METRICS_HANDSHAKE_TIMEOUT, tls.accept(stream));
+    shaken.await.unwrap_or_else(|_| {
+        let text = format!("no handshake in {METRICS_HANDSHAKE_TIMEOUT:?}");
+        Err(io::Error::new(io::ErrorKind::TimedOut, text))
+    })
 }
 
 /// Reads a request and answers it; with `refusal`, if there is one.
@@ -306,4 +327,24 @@ fn answer(status: StatusCode, text: String) -> Response<Full<Bytes>> {
     let kind = HeaderValue::from_static(PLAIN);
     response.headers_mut().insert(CONTENT_TYPE, kind);
     response
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a panic is a test's way to fail")]
+mod tests {
+    use super::*;
+    use crate::tls::tests::good;
+
+    #[tokio::test(start_paused = true)]
+    async fn who_says_nothing_loses_the_connection_soon() {
+        let dir = good();
+        let tls = acceptor(&dir.files).unwrap();
+        let (_client, server) = tokio::io::duplex(1 << 10);
+        let begun = tokio::time::Instant::now();
+        let e = shake_hands(&tls, server).await.unwrap_err();
+        assert_eq!(e.kind(), io::ErrorKind::TimedOut);
+        let took = begun.elapsed();
+        let soon = METRICS_HANDSHAKE_TIMEOUT..METRICS_HEADER_TIMEOUT;
+        assert!(soon.contains(&took), "{took:?}");
+    }
 }
