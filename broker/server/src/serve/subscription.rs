@@ -278,6 +278,8 @@ impl Subscription {
     /// What comes next in a partition is not there or cannot be read: goes on behind it, or in the
     /// other partitions, and tells the reader. An error ends the subscription.
     fn setback(&mut self, at: usize, fault: ReadFault) -> Result<Option<Bytes>, End> {
+        let mut cursors = self.cursors.iter().enumerate();
+        let others = cursors.any(|(other, cursor)| other != at && cursor.shut.is_none());
         let (topic, cursor) = (self.topic.name(), &mut self.cursors[at]);
         let partition = cursor.partition.id();
         let (to, cause) = match fault {
@@ -288,7 +290,7 @@ impl Subscription {
             }
             ReadFault::Damaged { .. }
             | ReadFault::Store(ReadError::Corrupt { .. } | ReadError::Io { .. }) => {
-                let (error, is_news) = cursor.shut(topic, &fault);
+                let (error, is_news) = cursor.shut(topic, &fault, others);
                 let at = cursor.next;
                 if self.cursors.iter().all(|cursor| cursor.shut.is_some()) {
                     // There is nothing that could go on.

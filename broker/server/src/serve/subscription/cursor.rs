@@ -86,13 +86,23 @@ impl Cursor {
         self.shut.as_ref().is_some_and(|shut| !again(shut))
     }
 
-    /// What comes next cannot be read. Returns why, if that is news.
-    pub(super) fn shut(&mut self, topic: &TopicName, fault: &ReadFault) -> (WireError, bool) {
+    /// What comes next cannot be read, and with `others` there are partitions that can. Returns why,
+    /// and whether that is news.
+    pub(super) fn shut(
+        &mut self,
+        topic: &TopicName,
+        fault: &ReadFault,
+        others: bool,
+    ) -> (WireError, bool) {
         let (partition, end) = (self.partition.id(), self.partition.end());
         let error = fault.to_wire(topic);
+        let served = match others {
+            true => "; other partitions are served",
+            false => "",
+        };
         let text = format!(
             "partition {partition} of topic {topic} cannot be read from offset {} on (it ends at \
-             {end}): {fault}; other partitions are served. `millstream check` shows which offsets \
+             {end}): {fault}{served}. `millstream check` shows which offsets \
              are damaged; restore them from a backup, or give them up: stop the broker and run \
              `millstream check --quarantine`",
             self.next
