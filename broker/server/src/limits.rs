@@ -90,6 +90,11 @@ pub const ALL_INCOMING_BYTES: u64 = 1 << 20;
 pub const INITIAL_RTT: Duration = Duration::from_millis(100);
 /// How often files of certificates are looked at, and certificates that run out.
 pub const WATCH_INTERVAL: Duration = Duration::from_millis(500);
+/// How long files that keep changing are waited for before they are read all the same.
+pub const WATCH_PATIENCE: Duration = Duration::from_secs(5);
+/// When files are read again that could not be used, though they have not changed: what they were
+/// refused for may have passed.
+pub const WATCH_RETRY: Duration = Duration::from_secs(5);
 /// Time for a handshake, and for the first frame of a stream.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A connection that is silent for this long is closed. Clients send keep-alives.
