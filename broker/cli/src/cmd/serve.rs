@@ -1,13 +1,14 @@
 //! `millstream serve`: the broker in this process, until a signal.
 
 use std::fs;
+use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 use millstream_broker::config::{BackupConfig, ConfigError, MetricsConfig, TlsFiles};
 use millstream_broker::metrics::MetricsError;
-use millstream_broker::tls::Identity;
+use millstream_broker::tls::{Identity, TlsError};
 use millstream_broker::{Broker, Clock, Config, Running, StartError};
 use millstream_proto::Principal;
 use serde::Serialize;
@@ -138,10 +139,10 @@ fn start_log(global: &Global, format: LogFormat) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+        .with_writer(io::stderr);
     match format {
         LogFormat::Text => log
-            .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+            .with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
             .init(),
         LogFormat::Json => log.json().init(),
     }
@@ -204,7 +205,7 @@ fn revocations(layout: &Layout) -> Outcome<Option<PathBuf>> {
 
 fn explain_config(error: ConfigError, file: &Path) -> CliError {
     match &error {
-        ConfigError::Read { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+        ConfigError::Read { source, .. } if source.kind() == io::ErrorKind::NotFound => {
             CliError::new(Exit::NotFound, error)
         }
         _ => CliError::usage(error).next(format!("mend {}", file.display())),
@@ -225,12 +226,32 @@ fn explain_start(error: StartError) -> CliError {
         StartError::Metrics(MetricsError::NoReader { .. }) => {
             (Exit::Usage, "see `millstream serve --help`")
         }
-        StartError::Metrics(MetricsError::Tls(_)) | StartError::Tls(_) => {
-            (Exit::Usage, "make certificates with `millstream pki init`")
+        StartError::Metrics(MetricsError::Tls(tls)) | StartError::Tls(tls) => {
+            return explain_tls(tls);
         }
         _ => return CliError::failure(error),
     };
     CliError::new(exit, error).next(next)
+}
+
+fn explain_tls(error: &TlsError) -> CliError {
+    let next = match error {
+        TlsError::Read { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+            "name the file that is meant; `millstream pki init` makes an authority, certificates and \
+             a revocation list"
+        }
+        TlsError::Read { .. } => "let the user that runs the broker read it",
+        TlsError::Content { .. } => "put the right PEM file in its place",
+        TlsError::Pair { .. } => {
+            "name a certificate and the key that it was issued for; `millstream pki issue --server` \
+             makes both"
+        }
+        // They say it themselves, for the files that they name.
+        TlsError::OpenKey { .. }
+        | TlsError::ListOfNobody { .. }
+        | TlsError::ListNotSigned { .. } => return CliError::usage(error),
+    };
+    CliError::usage(error).next(next)
 }
 
 /// The port file comes first: who waits for the line may read it.
@@ -297,5 +318,51 @@ impl Signals {
                 return signal;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What to do next about each way in which certificates cannot be used.
+    #[test]
+    fn only_who_has_no_files_is_told_to_make_some() {
+        let next = |error: TlsError| explain_start(StartError::Tls(error)).next;
+        let read = |kind: io::ErrorKind| TlsError::Read {
+            what: "private key",
+            file: "server.key".into(),
+            source: kind.into(),
+        };
+        let init = |next: &str| next.contains("pki init");
+        assert!(next(read(io::ErrorKind::NotFound)).is_some_and(|next| init(&next)));
+        let content = TlsError::Content {
+            what: "certificate revocation list",
+            file: "crl.pem".into(),
+            why: String::new(),
+        };
+        let pair = TlsError::Pair {
+            cert: "server.pem".into(),
+            key: "server.key".into(),
+            why: String::new(),
+        };
+        for error in [read(io::ErrorKind::PermissionDenied), content, pair] {
+            let text = error.to_string();
+            assert!(next(error).is_some_and(|next| !init(&next)), "{text}");
+        }
+        // The remedy stands in the error, with the names of the files.
+        let open = TlsError::OpenKey {
+            file: "server.key".into(),
+            mode: 0o644,
+        };
+        let explained = explain_start(StartError::Tls(open));
+        assert_eq!((explained.exit, explained.next), (Exit::Usage, None));
+        assert!(explained.message.contains("chmod 600 server.key"));
+        let list = TlsError::ListOfNobody {
+            file: "crl.pem".into(),
+            issuer: "CN=a".into(),
+            client_ca: "ca.pem".into(),
+        };
+        assert_eq!(next(list), None);
     }
 }
