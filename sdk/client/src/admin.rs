@@ -8,7 +8,8 @@ use millstream_proto::acl::{AclRule, Operation, ResourceKind};
 use millstream_proto::backup::BackupState;
 use millstream_proto::limits::MAX_PLUGIN_BYTES;
 use millstream_proto::message::{
-    BrokerStatus, DoorStatus, Digest, LogLine, OpenUpload, PluginVersion, Request, Response, StreamOpen,
+    BrokerStatus, Digest, DoorStatus, LogLine, OpenUpload, PluginVersion, Request, Response,
+    StreamOpen,
 };
 use millstream_proto::pipeline::{PipelineInfo, PipelineSpec, PluginUse};
 use millstream_proto::storage::{CheckAction, CheckReport, ShardStorage};
